@@ -21,6 +21,9 @@ from lora_rlhf.errors import CheckpointError
 
 Json = dict[str, Any]
 
+# Keys of summary.json that a stage writes besides its own name and its seconds.
+_ALSO_OF = {"evaluate": ("win_rates", "arms")}
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step; a crash leaves the old file or the new one."""
@@ -74,6 +77,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The name of its directory."""
         return self.path.name
 
     def stage(self, name: str) -> Path:
@@ -145,8 +149,12 @@ class Run:
         summary = self.summary()
         for stage in stages:
             summary.get("seconds", {}).pop(stage, None)
-            shutil.rmtree(self.path / stage, ignore_errors=True)
+            for key in (stage, *_ALSO_OF.get(stage, ())):
+                summary.pop(key, None)
+        # First the summary: a crash in between must not leave a complete stage without its files.
         self._write("summary.json", summary)
+        for stage in stages:
+            shutil.rmtree(self.path / stage, ignore_errors=True)
 
     # -- lines ----------------------------------------------------------------------------------
 
@@ -162,8 +170,7 @@ class Run:
         path = self.path / file
         if not path.exists():
             return []
-        text = path.read_text(encoding="utf-8")
-        whole = text.split("\n")[:-1]
+        whole = path.read_bytes().split(b"\n")[:-1]  # bytes: the cut may lie within a letter
         return [json.loads(line) for line in whole if line]
 
     def cut_lines_after(self, file: str, step: int) -> None:

@@ -59,7 +59,12 @@ def small_backbone(quantized: bool = True, guarded: bool = True, **shape: int) -
     chat_format = SimpleNamespace(pad_id=PAD, stop_ids=(EOS,), end_id=EOS)
     fingerprint = Fingerprint("small", "w0", "nf4" if quantized else "none", "t0")
     return Backbone(
-        model, None, chat_format, fingerprint, torch.device("cpu"), torch.float32  # type: ignore[arg-type]
+        model,
+        None,
+        chat_format,
+        fingerprint,
+        torch.device("cpu"),
+        torch.float32,  # type: ignore[arg-type]
     )
 
 
@@ -71,7 +76,9 @@ def randomise(backbone: Backbone, name: str, seed: int = 0, scale: float = 0.1) 
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def random_prompts(count: int, seed: int = 0, shortest: int = 2, longest: int = 9) -> list[list[int]]:
+def random_prompts(
+    count: int, seed: int = 0, shortest: int = 2, longest: int = 9
+) -> list[list[int]]:
     """Prompts of varied length, BOS first."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest, (count,), generator=generator).tolist()

@@ -1,0 +1,1 @@
+"""The frozen backbone and everything on it: adapters, heads, generation, memory."""

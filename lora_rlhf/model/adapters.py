@@ -130,7 +130,7 @@ class Adapters:
         self._switch(self._active)
 
     def freeze(self, name: str) -> None:
-        """Mark a finished adapter: no dropout any more, and bf16 on a GPU, half of fp32's memory."""
+        """Mark a finished adapter: no dropout any more; on a GPU bf16, half of fp32's memory."""
         for layer in self._layers:
             dropout = getattr(layer, "lora_dropout", {})
             if name in dropout:

@@ -85,7 +85,10 @@ class Backbone:
         )
         guard_cpu_kernels(causal_lm)
         chat_format = ChatFormat(
-            tokenizer, base.chat_template, base.pad_token, extra_stop_ids=_generation_stops(causal_lm)
+            tokenizer,
+            base.chat_template,
+            base.pad_token,
+            extra_stop_ids=_generation_stops(causal_lm),
         )
         causal_lm.config.pad_token_id = chat_format.pad_id
         fingerprint = Fingerprint(
@@ -179,7 +182,7 @@ class Backbone:
 
 
 def _checkpointing(model: PreTrainedModel, what: str) -> Callable[..., None]:
-    """transformers' switch by its new name (5.23) or its old one (5.17)."""
+    """Transformers' switch by its new name (5.23) or its old one (5.17)."""
     name = f"activation_checkpointing_{what}"
     switch: Callable[..., None] = getattr(model, name, None) or getattr(
         model, f"gradient_checkpointing_{what}"
@@ -193,7 +196,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """auto takes a GPU when there is one."""
+    """Auto takes a GPU when there is one."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise HardwareError(
             "base.device is cuda, but torch sees no CUDA device. Set base.device=auto, or run "
@@ -297,5 +300,3 @@ def _remove_dropout(model: nn.Module) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # type: ignore[assignment]
-
-

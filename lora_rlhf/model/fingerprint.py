@@ -53,6 +53,7 @@ def hash_weights(model: str, revision: str | None) -> str:
     directory = Path(model)
     if not directory.is_dir():
         found = cached_file(model, "config.json", revision=revision)
+        assert found is not None
         directory = Path(found).parent
     digest = hashlib.sha256()
     for file in sorted(directory.glob("*.safetensors")):

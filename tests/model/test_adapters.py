@@ -128,7 +128,9 @@ def test_no_adapter_in_use_is_the_plain_base_bit_for_bit():
 def test_training_an_adapter_leaves_the_base_and_all_others_as_they_were():
     backbone = backbone_with_roles()
     checksum = backbone.checksum()
-    kept = {n: [p.clone() for p in backbone.adapters.parameters(n).values()] for n in ("sft", "value")}
+    kept = {
+        n: [p.clone() for p in backbone.adapters.parameters(n).values()] for n in ("sft", "value")
+    }
     policy = list(backbone.adapters.parameters("policy").values())
     optimizer = torch.optim.AdamW(policy, lr=0.1)
     for _ in range(3):

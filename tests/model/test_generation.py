@@ -42,7 +42,10 @@ def test_an_answer_does_not_depend_on_its_batch(backbone):
     with backbone.adapters.use("sft"):
         together = generate(backbone, prompts, seeds, Sampling(20), max_rows=24)
         turns = generate(backbone, prompts, seeds, Sampling(20), max_rows=5)
-        alone = [generate(backbone, [p], [s], Sampling(20))[0] for p, s in zip(prompts, seeds, strict=True)]
+        alone = [
+            generate(backbone, [p], [s], Sampling(20))[0]
+            for p, s in zip(prompts, seeds, strict=True)
+        ]
     assert [a.ids for a in together] == [a.ids for a in turns] == [a.ids for a in alone]
     assert len({len(a.ids) for a in together}) > 3
 
@@ -66,12 +69,10 @@ def test_log_probs_when_drawn_equal_those_of_the_training_forward(backbone, temp
         with torch.no_grad():
             logprobs, _, _ = policy_forward(backbone, sequences, temperature)
     drawn = torch.cat([torch.tensor(a.logprobs) for a in answers])
-    torch.testing.assert_close(
-        logprobs[sequences.response_mask], drawn, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(logprobs[sequences.response_mask], drawn, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("mutant", [dict(temperature=0.7), dict(top_p=0.8)])
+@pytest.mark.parametrize("mutant", [{"temperature": 0.7}, {"top_p": 0.8}])
 def test_the_check_above_rejects_other_samplers(backbone, mutant):
     prompts = random_prompts(12, seed=4)
     with backbone.adapters.use("sft"):
@@ -125,7 +126,9 @@ def test_a_callback_sees_every_token_and_can_stop_a_row(backbone):
     prompts = random_prompts(4, seed=6)
     with backbone.adapters.use("sft"):
         full = generate(backbone, prompts, [7, 8, 9, 10], Sampling(10))
-        answers = generate(backbone, prompts, [7, 8, 9, 10], Sampling(10), max_rows=3, on_token=watch)
+        answers = generate(
+            backbone, prompts, [7, 8, 9, 10], Sampling(10), max_rows=3, on_token=watch
+        )
     assert all(seen[i] == answers[i].ids for i in range(4))
     assert len(answers[1].ids) <= 3
     assert not answers[1].ended or len(full[1].ids) <= 3

@@ -1,0 +1,335 @@
+"""The command line: thin commands over the library, and the one place that catches UserError.
+
+Nothing heavy is imported at the top: the help and `recipes` come up without torch.
+"""
+
+import errno
+import logging
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lora_rlhf import __version__
+from lora_rlhf.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lora_rlhf.recipe import Recipe
+    from lora_rlhf.runs import Run
+
+USER_ERROR, INTERRUPTED = 2, 130
+_RESUME = "resume"  # key of the context: the command that goes on with an interrupted run
+
+
+class _Commands(TyperGroup):
+    """Runs a command and says what went wrong; a bug keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _say_error(str(error))
+            raise typer.Exit(USER_ERROR) from error
+        except KeyboardInterrupt as interrupt:
+            again = ctx.meta.get(_RESUME)
+            _say_error(f"Stopped. Go on with:\n  {again}" if again else "Stopped.")
+            raise typer.Exit(INTERRUPTED) from interrupt
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            again = ctx.meta.get(_RESUME)
+            where = f" ({error.filename})" if error.filename else ""
+            then = f", then go on with:\n  {again}" if again else "."
+            _say_error(f"No space left on the disk{where}. Free some{then}")
+            raise typer.Exit(USER_ERROR) from error
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="lora-rlhf",
+    help="RLHF at home: SFT, reward model and PPO over one frozen 4-bit backbone.",
+    epilog="Try:\n\nlora-rlhf run quickstart\n\nlora-rlhf recipes\n\nlora-rlhf doctor",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or path of a .yaml file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Change the recipe: ppo.kl_coef=0.1; ppo=null removes a section.",
+        show_default=False,
+    ),
+]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its name, or its directory.")]
+RunsDir = Annotated[Path, typer.Option(help="Where runs lie.")]
+
+
+def main() -> None:
+    """Entry point of the command `lora-rlhf`."""
+    app()
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _say_error(text: str) -> None:
+    _console(stderr=True).print(text, style="red", markup=False, soft_wrap=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lora-rlhf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # It warns of an optional CPU kernel on every import; `doctor` looks at what matters.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+# -- run ----------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Try:\n\nlora-rlhf run quickstart\n\n"
+    "lora-rlhf run quickstart ppo.kl_coef=0.1 seed=1 --name kl-0.1\n\n"
+    "lora-rlhf run quickstart --resume\n\n"
+    "lora-rlhf run quickstart ppo.steps=40 --from ppo"
+)
+def run(
+    ctx: typer.Context,
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; unset: the recipe's, numbered if finished.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="This stage alone, again.")
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="This stage and all later ones, again."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a stopped run, from its last checkpoint.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where a check would stop, such as a weak reward.")
+    ] = False,
+) -> None:
+    """Run a recipe: its stages in order, into runs/NAME.
+
+    A run that exists keeps the recipe it was started with; KEY=VALUE changes stages to come.
+    """
+    from lora_rlhf.continuing import open_run
+
+    if only is not None and start_from is not None:
+        raise ConfigError("--only and --from exclude each other. Give one of them.")
+    console = _console()
+    resolved, opened = open_run(
+        recipe,
+        overrides or [],
+        runs_dir,
+        name=name,
+        resume=resume,
+        again=only or start_from,
+        alone=only is not None,
+        force=force,
+        tell=lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
+    again = _resume_command(recipe, resolved, opened, runs_dir)
+    ctx.meta[_RESUME] = shlex.join([*again, "--force"] if force else again)
+
+    from lora_rlhf.pipeline import run_pipeline
+
+    run_pipeline(
+        resolved,
+        opened,
+        resume=resume,
+        only=only,
+        start_from=start_from,
+        force=force,
+        console=console,
+    )
+
+
+def _resume_command(recipe: str, resolved: "Recipe", opened: "Run", runs_dir: Path) -> list[str]:
+    command = ["lora-rlhf", "run", recipe]
+    if opened.name != resolved.name:
+        command += ["--name", opened.name]
+    if runs_dir != Path("runs"):
+        command += ["--runs-dir", str(runs_dir)]
+    return [*command, "--resume"]
+
+
+# -- recipes, check, plan -----------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Try:\n\nlora-rlhf recipes\n\nlora-rlhf recipes --copy qwen3-1.7b-12gb\n\n"
+    "lora-rlhf run qwen3-1.7b-12gb.yaml"
+)
+def recipes(
+    copy: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Copy a recipe here, to edit it.")
+    ] = None,
+) -> None:
+    """List the shipped recipes, or copy one here."""
+    from lora_rlhf.recipe_io import find_recipe, recipe_names
+
+    console = _console()
+    if copy is not None:
+        source = find_recipe(copy)
+        target = Path(source.name)
+        if target.exists():
+            raise ConfigError(f"{target} exists. Remove or rename it first; nothing was copied.")
+        shutil.copyfile(source, target)
+        console.print(f"Copied to {target}. Edit it, then: lora-rlhf check {target}", markup=False)
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("recipe", "base", "what"):
+        table.add_column(heading, overflow="fold")
+    for each in recipe_names():
+        table.add_row(each, *_about(find_recipe(each)))
+    console.print(table)
+    console.print("\nlora-rlhf run quickstart", markup=False)
+
+
+def _about(path: Path) -> tuple[str, str]:
+    """The base and the first sentence of the header of a recipe."""
+    from lora_rlhf.recipe_io import load_recipe
+
+    comment = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    return load_recipe(str(path)).base.model, comment
+
+
+@app.command(
+    epilog="Try:\n\nlora-rlhf check quickstart\n\n"
+    "lora-rlhf check qwen3-1.7b-12gb 'data.demonstrations={path: my.jsonl}'"
+)
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Download and check data sets of the hub, too.")
+    ] = False,
+) -> None:
+    """Check a recipe, its data and its memory, and train nothing."""
+    from lora_rlhf.checking import check_recipe
+
+    problems = check_recipe(recipe, overrides or [], hub, _console())
+    if problems:
+        raise UserError(problems)
+
+
+@app.command(epilog="Try:\n\nlora-rlhf plan quickstart\n\nlora-rlhf plan qwen3-8b-24gb --vram 24")
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    vram: Annotated[
+        float | None,
+        typer.Option(metavar="GB", min=0.5, help="Plan for a card of this size, not for this one."),
+    ] = None,
+) -> None:
+    """Show the memory each phase needs against a card."""
+    from lora_rlhf.recipe_io import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+
+    from lora_rlhf import display
+    from lora_rlhf.model import memory
+
+    display.render_plan(memory.plan(loaded, vram), _console())
+
+
+# -- after a run --------------------------------------------------------------------------------
+
+
+@app.command(epilog="Try:\n\nlora-rlhf chat quickstart\n\nlora-rlhf chat runs/quickstart-2")
+def chat(run: RunName, runs_dir: RunsDir = Path("runs")) -> None:
+    """Talk to the adapters of a run in the terminal."""
+    opened = _existing(run, runs_dir)
+    from lora_rlhf.chat import chat as talk
+
+    talk(opened)
+
+
+@app.command(
+    epilog="Try:\n\nlora-rlhf export quickstart --adapter policy --to policy\n\n"
+    "lora-rlhf export quickstart --adapter policy --merge --to merged"
+)
+def export(
+    run: RunName,
+    adapter: Annotated[str, typer.Option(help="sft, reward, policy or value.")] = "policy",
+    merge: Annotated[
+        bool, typer.Option("--merge", help="A whole model: the adapter merged into the weights.")
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Unset: exports/RUN-ADAPTER.")
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Write an adapter for other tools: a PEFT directory, or a merged model."""
+    opened = _existing(run, runs_dir)
+    has = opened.adapters()
+    if adapter not in has:
+        raise ConfigError(
+            f"{opened.path} has no adapter {adapter}. It has: {', '.join(has) or 'none yet'}."
+        )
+    target = to or Path("exports") / f"{opened.name}-{adapter}{'-merged' if merge else ''}"
+    if target.exists() and (target.is_file() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists. Give another directory with --to.")
+    from lora_rlhf.model.export import export_adapter
+
+    export_adapter(opened, adapter, merge, target)
+    _console().print(f"Wrote {target}", markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Try:\n\nlora-rlhf doctor")
+def doctor() -> None:
+    """Look at torch, CUDA, bitsandbytes and memory, and say what to do."""
+    from lora_rlhf.doctor import run_doctor
+
+    if not run_doctor(_console()):
+        raise typer.Exit(USER_ERROR)
+
+
+def _existing(name: str, runs_dir: Path) -> "Run":
+    """The run of a name or a directory.
+
+    Raises:
+        ConfigError: there is none; names those that are.
+    """
+    from lora_rlhf.runs import Run
+
+    candidates = [runs_dir / name, Path(name)]
+    for path in candidates:
+        if (path / "recipe.yaml").is_file():
+            return Run(path)
+    there = sorted(p.parent.name for p in runs_dir.glob("*/recipe.yaml"))
+    found = f"{runs_dir}{os.sep} has: {', '.join(there)}" if there else f"{runs_dir} has none yet"
+    raise ConfigError(f"{name} is not a run. {found}. Make one: lora-rlhf run quickstart")

@@ -1,0 +1,86 @@
+"""Held-out splits by prompt, duplicates, and the check that nothing leaks."""
+
+from collections.abc import Sequence
+
+from lora_rlhf.data.records import Demonstration, Prompt, R, Record, Text, key_of, prompt_text
+from lora_rlhf.errors import DataError
+
+
+def split_by_prompt(records: Sequence[R], fraction: float) -> tuple[list[R], list[R]]:
+    """(train, held out), decided by each prompt's hash alone.
+
+    All records of a prompt fall on one side, in every stage and whatever else the file holds: what
+    SFT held out, the reward model and PPO hold out too. Where chance leaves a side empty and there
+    are two prompts or more, it gets the prompt with the nearest hash.
+
+    Args:
+        records: in any order; each part keeps it.
+        fraction: share of the prompts to hold out; 0 holds out none.
+    """
+    keys = [key_of(record) for record in records]
+    distinct = sorted(set(keys))
+    heldout = {key for key in distinct if int(key[:16], 16) < fraction * 16**16}
+    if fraction > 0 and len(distinct) > 1:
+        if not heldout:
+            heldout = {distinct[0]}
+        elif len(heldout) == len(distinct):
+            heldout.remove(distinct[-1])
+    sides: tuple[list[R], list[R]] = ([], [])
+    for key, record in zip(keys, records, strict=True):
+        sides[key in heldout].append(record)
+    return sides
+
+
+def deduplicate(records: Sequence[R]) -> tuple[list[R], int]:
+    """Records without repeats, in order, and how many were dropped.
+
+    White space at the ends of prompts and texts does not make a record another one.
+    """
+    unique: dict[object, R] = {}
+    for record in records:
+        unique.setdefault((key_of(record), _rest(record)), record)
+    return list(unique.values()), len(records) - len(unique)
+
+
+def _rest(record: Record) -> object:
+    """What makes two records of one prompt differ."""
+    if isinstance(record, Demonstration):
+        return record.response.strip()
+    if isinstance(record, Prompt | Text):
+        return None
+    return record.responses, record.groups, record.tag
+
+
+def leak_check(train: Sequence[Record], heldout: Sequence[Record]) -> None:
+    """Make sure that both parts hold records and share no prompt.
+
+    Raises:
+        DataError: an empty part, or a prompt on both sides.
+    """
+    for name, part in (("training", train), ("held-out", heldout)):
+        if not part:
+            raise DataError(
+                f"The {name} part is empty: there are too few different prompts to split. Found: "
+                f"{len(train)} training and {len(heldout)} held-out records. Allowed: at least one "
+                f"of each. Give more prompts."
+            )
+    leaked = shared_prompts(train, heldout)
+    if leaked:
+        shown = "; ".join(repr(text[:60]) for text in leaked[:3])
+        raise DataError(
+            f"{len(leaked)} held-out prompts are trained on too, such as {shown}. Remove them from "
+            f"one of the two sources, or leave data.heldout_prompts out: then a part of the "
+            f"prompts is held out by itself."
+        )
+
+
+def shared_prompts(train: Sequence[Record], heldout: Sequence[Record]) -> list[str]:
+    """The different prompts that stand on both sides, as text."""
+    seen = {key_of(record) for record in train}
+    return list({k: _shown(r) for r in heldout if (k := key_of(r)) in seen}.values())
+
+
+def _shown(record: Record) -> str:
+    if isinstance(record, Text):
+        return record.text.strip()
+    return prompt_text(record.messages if isinstance(record, Prompt) else record.prompt).strip()

@@ -1,0 +1,222 @@
+"""Run a recipe's stages in order over one backbone."""
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from lora_rlhf import display
+from lora_rlhf.errors import CheckpointError, ConfigError
+from lora_rlhf.model.backbone import Backbone, pick_device
+from lora_rlhf.model.memory import (
+    MemoryPlan,
+    forget_measurements,
+    measure_phase,
+    memory_report,
+    plan,
+)
+from lora_rlhf.recipe import STAGES, Recipe
+from lora_rlhf.recipe_io import dump_recipe
+from lora_rlhf.runs import Json, Run, write_atomically
+from lora_rlhf.stages import evaluate, ppo, rank, reward, sft
+from lora_rlhf.training.metrics import start_tracker
+from lora_rlhf.training.optim import TokenBudget
+from lora_rlhf.training.session import Session
+
+_RUN: dict[str, Callable[[Session], None]] = {
+    "sft": sft.run,
+    "rank": rank.run,
+    "reward": reward.run,
+    "ppo": ppo.run,
+    "evaluate": evaluate.run,
+}
+# Roles that later stages need in place, and the stage that makes each.
+_STAGE_OF = {"sft": "sft", "reward": "reward", "policy": "ppo"}
+_PACKAGES = ("lora-rlhf", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+
+
+def run_pipeline(
+    recipe: Recipe,
+    run: Run,
+    *,
+    resume: bool,
+    only: str | None = None,
+    start_from: str | None = None,
+    force: bool = False,
+    console: Console,
+) -> None:
+    """Run the recipe's stages; complete ones are passed over, their adapters loaded.
+
+    Args:
+        recipe: resolved.
+        run: its directory; may hold earlier stages.
+        resume: go on from checkpoints; without it, an unfinished stage starts again.
+        only: run this stage alone, again if it is complete.
+        start_from: run this stage and all later ones again.
+        force: go on where a stage would refuse.
+        console: where progress is drawn.
+
+    Raises:
+        UserError: whatever a stage or a check has to say.
+    """
+    todo = stages_to_run(recipe, run, only, start_from)
+    if not resume:
+        run.forget_from([s for s in todo if not run.is_complete(s)])
+    write_atomically(run.path / "recipe.yaml", dump_recipe(recipe))
+    _write_environment(recipe, run)
+    try:
+        _run_stages(recipe, run, todo, force, console)
+    except KeyboardInterrupt:
+        run.set_status("stopped", run.status().get("stage", ""))
+        raise
+    except BaseException as error:
+        run.set_status("failed", run.status().get("stage", ""), error=str(error))
+        raise
+    run.set_status("finished")
+
+
+def stages_to_run(recipe: Recipe, run: Run, only: str | None, start_from: str | None) -> list[str]:
+    """Names of the stages to run; those that run again are dropped from the summary first.
+
+    Raises:
+        ConfigError: a stage that the recipe has no section for.
+    """
+    for wanted in (only, start_from):
+        if wanted is not None and wanted not in recipe.stages:
+            raise ConfigError(
+                f"{wanted} is not a stage of recipe {recipe.name}. It has: "
+                f"{', '.join(recipe.stages)} (of {', '.join(STAGES)})."
+            )
+    if only is not None:
+        run.forget_from([only] if run.is_complete(only) else [])
+        return [only]
+    if start_from is not None:
+        later = list(recipe.stages[recipe.stages.index(start_from) :])
+        run.forget_from(later)
+    return [s for s in recipe.stages if not run.is_complete(s)]
+
+
+def _run_stages(recipe: Recipe, run: Run, todo: list[str], force: bool, console: Console) -> None:
+    memory = plan(recipe)
+    forget_measurements()
+    with measure_phase("load", pick_device(recipe.base.device)):
+        backbone = Backbone.load(recipe.base)
+    backbone.gradient_checkpointing = memory.gradient_checkpointing
+    session = Session(
+        recipe=recipe,
+        run=run,
+        backbone=backbone,
+        console=console,
+        budget=TokenBudget(memory.micro_batch_tokens, lambda text: session.tell(text)),
+        rollout_rows=memory.rollout_rows,
+        force=force,
+        tracker=start_tracker(recipe, run),
+    )
+    load_finished_adapters(session, todo)
+    display.stage_table(console, stage_rows(recipe, memory, todo))
+    for stage in todo:
+        _RUN[stage](session)
+        run.write_json("summary.json", run.summary() | {"memory": _memory(run, memory)})
+    if session.tracker is not None:
+        session.tracker.end_training()
+
+    display.samples_panel(console, run)
+    display.result_table(console, run.summary())
+    display.next_steps(console, run)
+
+
+def _memory(run: Run, memory: MemoryPlan) -> Json:
+    """Predicted and measured GiB of each phase; a resumed run keeps the higher peak."""
+    report: Json = memory_report(memory)
+    for phase, before in run.summary().get("memory", {}).items():
+        now = report.setdefault(phase, {})
+        if "measured_gib" in before:
+            now["measured_gib"] = max(now.get("measured_gib", 0.0), before["measured_gib"])
+    return report
+
+
+def load_finished_adapters(session: Session, todo: list[str]) -> None:
+    """Put the adapters of stages that will not run in their place.
+
+    Raises:
+        CheckpointError: a later stage needs one that is not there.
+    """
+    run, adapters = session.run, session.backbone.adapters
+    for role, stage in _STAGE_OF.items():
+        if stage in todo:
+            continue
+        if (run.adapter(role) / "lora_rlhf.json").exists():
+            adapters.load(role, run.adapter(role))
+            adapters.freeze(role)
+    if "sft" not in todo and "sft" not in adapters.names:
+        raise CheckpointError(
+            f"{run.path} has no adapter at sft/adapter, and the recipe has no sft stage to run. "
+            f"Add an sft section, or put a finished adapter there."
+        )
+
+
+def stage_rows(recipe: Recipe, memory: MemoryPlan, todo: list[str]) -> list[display.StageRow]:
+    """The table before the start: role, adapter, from where, trainable parameters, memory."""
+    trainable, phases = memory.adapter_parameters, memory.phases
+    value = ""
+    if recipe.ppo is not None:
+        value = " + value from reward" if recipe.ppo.value == "adapter" else " + value head"
+    double = 2 if recipe.ppo is not None and recipe.ppo.value == "adapter" else 1
+    reads = "rank" if recipe.rank is not None else "rankings"
+    rows = {
+        "sft": display.StageRow("sft", "sft", "fresh LoRA", trainable, phases.get("train")),
+        "rank": display.StageRow("rank", "", "answers of sft", 0, phases.get("rollout")),
+        "reward": display.StageRow(
+            "reward", "reward", f"copy of sft + head; {reads}", trainable, phases.get("train")
+        ),
+        "ppo": display.StageRow(
+            "ppo", "policy", f"copy of sft{value}", double * trainable, phases.get("train")
+        ),
+        "evaluate": display.StageRow("evaluate", "", "held-out prompts", 0, phases.get("rollout")),
+    }
+    return [replace(rows[s], done=s not in todo) for s in recipe.stages]
+
+
+def _write_environment(recipe: Recipe, run: Run) -> None:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    device = pick_device(recipe.base.device)
+    on_gpu = device.type == "cuda"
+    environment = {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "commit": _commit(),
+        "seed": recipe.seed,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    run.write_json("environment.json", environment)
+
+
+def _commit() -> str:
+    """The commit of the checkout this runs from; "" for an installed package."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()

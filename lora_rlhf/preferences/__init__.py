@@ -1,0 +1,1 @@
+"""Rankings by people and by simulated labelers."""

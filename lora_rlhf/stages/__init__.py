@@ -1,0 +1,1 @@
+"""The pipeline, a module a stage: each has `run(session)`."""

@@ -1,0 +1,1 @@
+"""What the stages share: the loops, rollouts, optimizer, checkpoints."""

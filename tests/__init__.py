@@ -1,0 +1,1 @@
+"""The test suite; a package, so that helpers and equal file names can live side by side."""
