@@ -4,7 +4,6 @@ Nothing heavy is imported at the top: the help and `recipes` come up without tor
 """
 
 import errno
-import logging
 import os
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from typer.core import TyperGroup
 
 from lora_rlhf import __version__
 from lora_rlhf.errors import ConfigError, UserError
+from lora_rlhf.quiet import hush_imports
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,8 +104,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    # It warns of an optional CPU kernel on every import; `doctor` looks at what matters.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_imports()
 
 
 # -- run ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from lora_rlhf import display
-from lora_rlhf.errors import CheckpointError, ConfigError
+from lora_rlhf.errors import CheckpointError, ConfigError, TrainingError
 from lora_rlhf.model.backbone import Backbone, pick_device
 from lora_rlhf.model.memory import (
     MemoryPlan,
@@ -22,6 +22,7 @@ from lora_rlhf.model.memory import (
     memory_report,
     plan,
 )
+from lora_rlhf.quiet import hush
 from lora_rlhf.recipe import STAGES, Recipe
 from lora_rlhf.recipe_io import dump_recipe
 from lora_rlhf.runs import Json, Run, write_atomically
@@ -66,6 +67,7 @@ def run_pipeline(
     Raises:
         UserError: whatever a stage or a check has to say.
     """
+    hush()
     todo = stages_to_run(recipe, run, only, start_from)
     if not resume:
         run.forget_from([s for s in todo if not run.is_complete(s)])
@@ -130,6 +132,27 @@ def _run_stages(recipe: Recipe, run: Run, todo: list[str], force: bool, console:
     display.samples_panel(console, run)
     display.result_table(console, run.summary())
     display.next_steps(console, run)
+    check_expectation(recipe, run.summary())
+
+
+def check_expectation(recipe: Recipe, summary: Json) -> None:
+    """Hold the run against what its recipe promises.
+
+    Raises:
+        TrainingError: the policy beats `sft` less often than `evaluate.expect_win_rate`.
+    """
+    expected = recipe.evaluate.expect_win_rate if recipe.evaluate is not None else None
+    for found in summary.get("win_rates", []):
+        if expected is None or (found["a"], found["b"]) != ("policy", "sft"):
+            continue
+        if found["win_rate"] < expected:
+            low, high = found["ci"]
+            raise TrainingError(
+                f"the policy beats sft on {found['win_rate']:.1%} of {found['prompts']} prompts "
+                f"(95 % interval {low:.1%} to {high:.1%}), and recipe {recipe.name} expects "
+                f"{expected:.0%} or more. All results are kept; look at the report, or try "
+                f"another seed."
+            )
 
 
 def _memory(run: Run, memory: MemoryPlan) -> Json:

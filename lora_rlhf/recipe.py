@@ -241,6 +241,8 @@ class Evaluate(Section):
     temperature: Positive = 1.0
     base: bool = True
     """Sample the bare base as an arm too."""
+    expect_win_rate: Fraction | None = None
+    """A recipe's own check: the run fails where the policy beats `sft` less often than this."""
 
 
 class Recipe(Section):

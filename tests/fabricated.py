@@ -59,7 +59,9 @@ def _samples(run: Run) -> None:
         run.append("ppo/samples.jsonl", record | {"response": f"look {step} {NASTY}"})
     for arm, score in (("base", -1.0), ("sft", 0.0), ("policy", 1.25)):
         record = {"step": 0, "arm": arm, "prompt": f"Tell of [the] owl {NASTY}", "score": score}
-        run.append("evaluate/samples.jsonl", record | {"response": f"{arm} says [red]hoo[/red]"})
+        run.append(
+            "evaluate/samples.jsonl", record | {"response": f"{arm} says [red]hoo[/red] {NASTY}"}
+        )
 
 
 def _results(run: Run) -> None:

@@ -25,8 +25,8 @@ data:
   demonstrations: {path: DIR/demonstrations.jsonl}
   rankings: {path: DIR/rankings.jsonl}
   prompts: {path: DIR/prompts.jsonl}
-  max_prompt_tokens: 48
-  max_response_tokens: 20
+  max_prompt_tokens: 32
+  max_response_tokens: 16
   heldout_fraction: 0.25
 sft: {learning_rate: 1.0e-3, batch_size: 8}
 reward: {learning_rate: 1.0e-3, batch_size: 8}
@@ -37,8 +37,7 @@ ppo:
   batch_size: 8
   minibatch_size: 4
   value_warmup_steps: 0
-  sample_every: 1
-  sample_prompts: 4
+  sample_prompts: 2
 """
 
 
@@ -58,7 +57,7 @@ def write_data(directory: Path, count: int = 40) -> None:
     files = {
         "demonstrations": demonstrations[:count],
         "rankings": rankings,
-        "prompts": [{"prompt": p["prompt"]} for p in tiny.prompts(count, 0)],
+        "prompts": [{"prompt": p["prompt"]} for p in tiny.prompts(count, 0, heldout=False)],
         "text": [{"text": f"{r['prompt']} {s}"} for r, s in zip(rows, sentences, strict=True)],
     }
     for name, records in files.items():

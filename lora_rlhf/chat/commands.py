@@ -254,7 +254,7 @@ class Chat:
         try:
             value = read(text)
         except ValueError:
-            value = None  # type: ignore[assignment]
+            value = None
         if value is None or not is_allowed(value):
             raise ConfigError(f"/set {name} {text}: not allowed. Allowed: {allowed}.")
         return replace(self.settings, **{name: value})  # type: ignore[arg-type]

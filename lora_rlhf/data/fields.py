@@ -182,8 +182,11 @@ def _k_way(row: Row, tag: str | None) -> Ranking:
     if all(isinstance(r, dict) and "rid" in r for r in given):
         names = [r["rid"] for r in given]
     texts = [r.get("text", r.get("content")) if isinstance(r, dict) else r for r in given]
-    responses = tuple(_text(text, "response") for text in texts)
     groups = _tie_groups(row["ranking"], names)
+    # Sampled answers can be empty, and nobody should have to mend what a model said.
+    if any(isinstance(text, str) and not text.strip() for text in texts):
+        raise UselessRow("an empty answer in a ranking")
+    responses = tuple(_text(text, "response") for text in texts)
     if len(set(responses)) == 1:
         raise UselessRow("all answers are the same")
     if len(groups) == 1:

@@ -31,7 +31,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{where}: {self.found}. Allowed: {self.allowed}."
+        return f"{where}: {self.found.rstrip('.')}. Allowed: {self.allowed.rstrip('.')}."
 
 
 class BadRow(Exception):

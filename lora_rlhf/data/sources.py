@@ -242,5 +242,6 @@ def _format_of(
         base = recipe.base
         return ChatFormat(tokenizer, base.chat_template, base.pad_token, extra_stop_ids)
     except DataError as error:
-        problems.append(Problem("base", 0, str(error), "a token that ends nothing", "pad token"))
+        allowed = "a token that ends a response, and another one that can pad"
+        problems.append(Problem("base", 0, str(error), allowed, "tokenizer"))
         return None

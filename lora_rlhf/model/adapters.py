@@ -243,6 +243,7 @@ class Adapters:
         assert isinstance(config, LoraConfig)
         tensors = load_file(weights_file)
         score = tensors.pop(SCORE_KEY, None)
+        _require_lora_alone(tensors, path)
         if name in self.names:
             self.delete(name)
         self._attach(name, _without_dropout(config))
@@ -314,6 +315,22 @@ class Adapters:
                 f"{', '.join(sorted(linears))}."
             )
         return names
+
+
+def _require_lora_alone(tensors: dict[str, Tensor], where: Path) -> None:
+    """Refuse an adapter of PEFT or TRL that trained more than one frozen backbone can share."""
+    if any(".score.lora_" in key for key in tensors):
+        raise CheckpointError(
+            f"{where}: LoRA was put on its score head and the head itself not saved, so its scores "
+            f"are lost. Train it with task_type=SEQ_CLS or modules_to_save=['score']."
+        )
+    names = (k.removeprefix("base_model.model.") for k in tensors if "lora_" not in k)
+    more = sorted({name.rpartition(".")[0] for name in names})
+    if more:
+        raise CheckpointError(
+            f"{where}: it holds trained weights of {', '.join(more[:3])} beside its LoRA, but all "
+            f"roles share one frozen backbone. Train it without modules_to_save and new tokens."
+        )
 
 
 def _without_dropout(config: LoraConfig) -> LoraConfig:

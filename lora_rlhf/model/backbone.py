@@ -168,7 +168,9 @@ class Backbone:
     def checksum(self) -> str:
         """SHA-256 of every frozen weight as it lies in memory, 4-bit codes and scales included."""
         digest = hashlib.sha256()
-        for name, parameter in sorted(self.causal_lm.named_parameters()):
+        # PEFT renames the layers it wraps, which changes no weight.
+        named = {k.replace(".base_layer.", "."): p for k, p in self.causal_lm.named_parameters()}
+        for name, parameter in sorted(named.items()):
             if self.adapters.owns(name):
                 continue
             digest.update(name.encode())

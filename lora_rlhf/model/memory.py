@@ -27,6 +27,7 @@ MOST_ROWS = 64  # decoded at once, where PPO's batch does not ask for more
 # (4.5 bytes of traffic a weight against 2 operations a token and weight, on an RTX 4090).
 _UNPACK_TOKENS = 368
 _TIGHT = 0.9
+_SPARE = 1.25
 
 
 @dataclass(frozen=True)
@@ -204,12 +205,16 @@ def _most_tokens(footprint: Footprint, checkpointing: bool) -> int:
 
 
 def _rollout_rows(footprint: Footprint) -> int:
+    """Rows whose cache and passes fit with a quarter to spare, in eights.
+
+    An allocation that fails while sampling ends the run, where one in training halves the batch.
+    """
     ppo = footprint.recipe.ppo
     rows = max(MOST_ROWS, ppo.batch_size if ppo else 0)
     for stage in footprint.sampled:
         none = footprint.needs(footprint.rollout(stage, 0.0))
         each = footprint.needs(footprint.rollout(stage, 1.0)) - none
-        rows = min(rows, int((footprint.budget - none) / each))
+        rows = min(rows, int((footprint.budget - none) / (_SPARE * each)))
     return max(1, rows // 8 * 8 if rows >= 8 else rows)
 
 

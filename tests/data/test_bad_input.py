@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_read_is_reported_with_its_line(tmp_path, name, co
         (load_rankings, {"prompt": "p", "responses": ["a"], "ranking": [0]}, 'responses: ["a"]'),
         (
             load_rankings,
-            {"prompt": "p", "responses": ["a", ""], "ranking": [0, 1]},
+            {"prompt": "p", "responses": ["a", None], "ranking": [0, 1]},
             "an empty response",
         ),
     ],
@@ -130,6 +130,7 @@ def test_all_faults_of_a_file_are_found_at_once_and_counted(tmp_path):
     found = problems(load_demonstrations, path, rows)
     assert [p.line for p in found] == [*range(2, 25), 25, 27]
     text = describe(found)
+    start = "25 problems with the data (23 x empty response, 2 x invalid JSON):"
     start = "25 problems with the data (23 x empty response, 2 x invalid JSON):"
     assert text.startswith(f"{start}\n{path}:2: an empty response. Allowed: text with")
     assert len(text.split("\n")) == 1 + 20 + 1
@@ -175,6 +176,7 @@ def test_a_missing_file_names_what_lies_beside_it(tmp_path):
         {"prompt": "p", "chosen": "a", "rejected": "a "},
         RANKED | {"ranking": [[0, 1, 2]]},
         RANKED | {"responses": ["a", "a", "a"], "ranking": [0, 1, 2]},
+        RANKED | {"responses": ["a", "b", " "], "ranking": [0, 1, 2]},
     ],
 )
 def test_rankings_of_one_class_only_are_refused_and_a_few_are_dropped(tmp_path, row):

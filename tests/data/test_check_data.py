@@ -91,7 +91,7 @@ def test_a_pad_token_equal_to_eos_is_a_problem(tmp_path):
     tokenizer = qwen(eos="<|endoftext|>", template=None)
     data = {"demonstrations": file(tmp_path / "d.jsonl", demos(20))}
     problems, _ = check_data(recipe(**data), tokenizer)
-    assert [p.kind for p in problems] == ["pad token"]
+    assert [p.kind for p in problems] == ["tokenizer"]
     assert "base.pad_token" in str(problems[0])
     assert check_data(recipe({"pad_token": "<|fim_pad|>"}, **data), tokenizer)[0] == []
 

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from lora_rlhf.data.plain import Continuation, adds_prefix_space, encode, split_document
@@ -89,6 +90,18 @@ def test_a_cut_stands_at_the_last_word_border_and_leaves_the_space_to_the_rest()
             if len(encode(tokenizer, "Once upon a time there")) > limit
             else ("Once upon a time there", " was a little boy")
         )
+
+
+def test_a_cut_leaves_the_space_to_the_rest_where_a_token_does_not_own_it():
+    tokenizer = gpt2()
+    # As GPT-2 and Llama 3 really have it: the offsets of a word leave its space out.
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    text = "Once upon a time"
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    assert all(not text[start].isspace() for start, _ in offsets)
+    prompt, rest = split_document(tokenizer, text, len(offsets) - 1) or ("", "")
+    assert rest[0] == " "
+    assert prompt + rest == text
 
 
 def test_text_without_word_borders_is_cut_between_tokens():

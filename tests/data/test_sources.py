@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from lora_rlhf.data.records import Demonstration, Messages, Prompt, Ranking, Text, user
+from lora_rlhf.data.readers import read_rows
+from lora_rlhf.data.records import (
+    Demonstration,
+    Messages,
+    Prompt,
+    Ranking,
+    Text,
+    prompt_text,
+    user,
+)
 from lora_rlhf.data.sources import (
     load_demonstrations,
     load_prompts,
@@ -235,6 +244,19 @@ def test_text_files_hold_a_document_a_line_or_between_separators(tmp_path):
     source = Source(path=str(path), separator="<|end|>")
     assert require(load_text(source)) == [Text("one\ntwo"), Text("three")]
     assert require(load_prompts(source))[1] == Prompt(user("three"))
+
+
+def test_documents_keep_the_line_they_begin_on(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("one\ntwo\n--\n\n three\n--four", encoding="utf-8")
+    found = list(read_rows(Source(path=str(path), separator="--")))
+    assert found == [(1, {"text": "one\ntwo"}), (5, {"text": "three"}), (6, {"text": "four"})]
+
+
+def test_a_judge_reads_the_last_question():
+    assert prompt_text(DIALOGUE) == QUESTION
+    assert prompt_text(user("Once upon")) == "Once upon"
+    assert prompt_text(({"role": "system", "content": "x"},)) == "x"
 
 
 # -- builtin and real ---------------------------------------------------------------------------

@@ -16,7 +16,9 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from typer.testing import CliRunner
 
+from lora_rlhf.cli import app
 from lora_rlhf.data.records import user
 from lora_rlhf.data.template import DEFAULT_TEMPLATE, ChatFormat
 from lora_rlhf.errors import CheckpointError, ConfigError
@@ -223,6 +225,14 @@ def test_the_template_of_the_run_goes_with_the_merged_model(mode, template, tmp_
 
 def test_the_reason_for_the_dequantised_weights_is_told(run, tmp_path):
     assert "dequantised 4-bit weights" in export(run, "sft", tmp_path / "out", merge=True)
+
+
+def test_the_command_says_why_and_where(run, tmp_path):
+    arguments = ["export", str(run.path), "--adapter", "sft", "--merge", "--to"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "out")])
+    assert result.exit_code == 0
+    assert "dequantised 4-bit weights" in result.output
+    assert f"Wrote {tmp_path / 'out'}" in result.output.replace("\n", "")
 
 
 def test_what_exists_is_not_overwritten(run, tmp_path):

@@ -61,7 +61,7 @@ def make_trainer(kind="adapter", tokens=ALL, trainer_class=PpoTrainer, **setting
 def texts_of(backbone, index):
     prompts, responses = TEXTS
     turned = responses[index:] + responses[:index]
-    return make_sequences(prompts, turned[:2] + [[11 + index] * 9], PAD)
+    return make_sequences(prompts, [*turned[:2], [11 + index] * 9], PAD)
 
 
 def gradient_of(trainer, experience, tokens):
@@ -232,24 +232,27 @@ def fails_once(backbone, call):
 @pytest.mark.parametrize(("kind", "call"), [("adapter", 2), ("shared", 1), ("ptx", 1), ("ptx", 3)])
 def test_a_ppo_step_out_of_memory_is_done_again_in_halves_with_the_same_gradient(kind, call):
     """Also when it happens after a part of the gradient is there, or inside the ptx batch."""
-    norms, batches = [], []
-    for call_that_fails in (0, call):
-        trainer, experience = make_trainer(kind, tokens=200, max_grad_norm=1e9)
-        fails_once(trainer.backbone, call_that_fails)
-        rows = list(range(len(LENGTHS)))
-        metrics = trainer.budget.retry(
-            lambda tokens, t=trainer, e=experience: t._gradients(e, rows, True, tokens),
-            lambda t=trainer: clear_gradients(t.groups),
-        )
-        norms.append(([gradients(g.parameters) for g in trainer.groups], metrics))
-        batches.append(trainer.ptx_batches)
+    trainer, _, expected, expected_metrics = step_that_fails(kind, 0)
+    assert (trainer.budget.tokens, trainer.told) == (200, [])
+    assert trainer.ptx_batches == (kind == "ptx")
+    trainer, told, found, metrics = step_that_fails(kind, call)
     assert trainer.budget.tokens == 100
-    assert len(trainer.told) == 1
-    assert "out of memory: micro-batches halved to 100 tokens" in trainer.told[0]
-    for again, reference in zip(norms[1][0], norms[0][0], strict=True):
+    assert len(told) == 1
+    assert "out of memory: micro-batches halved to 100 tokens" in told[0]
+    for again, reference in zip(found, expected, strict=True):
         same(again, reference)
-    assert norms[1][1] == pytest.approx(norms[0][1], rel=1e-4, abs=1e-6)
-    assert batches[0] == batches[1] == (kind == "ptx")
+    assert metrics == pytest.approx(expected_metrics, rel=1e-4, abs=1e-6)
+    assert trainer.ptx_batches == (kind == "ptx"), "the next step reads the next texts"
+
+
+def step_that_fails(kind, call):
+    trainer, experience = make_trainer(kind, tokens=200)
+    fails_once(trainer.backbone, call)
+    metrics = trainer.budget.retry(
+        lambda tokens: trainer._gradients(experience, list(range(len(LENGTHS))), True, tokens),
+        lambda: clear_gradients(trainer.groups),
+    )
+    return trainer, trainer.told, [gradients(g.parameters) for g in trainer.groups], metrics
 
 
 def test_gradients_left_from_the_failed_attempt_would_be_seen():

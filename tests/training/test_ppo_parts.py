@@ -26,7 +26,13 @@ from lora_rlhf.training.reward_report import (
     coin_warning,
     tells_answers_apart,
 )
-from lora_rlhf.training.rollout import Rollout, score_answers, score_forward
+from lora_rlhf.training.rollout import (
+    Rollout,
+    map_rows,
+    score_answers,
+    score_forward,
+    value_forward,
+)
 from tests.small import EOS, LORA, PAD, randomise, small_backbone
 
 
@@ -113,7 +119,7 @@ def test_a_round_draws_its_prompts_as_a_function_of_the_step_alone():
     assert forward[0] != batch_of_prompts(items, 8, 6, 0)
 
 
-@pytest.mark.parametrize(("count", "size"), [(12, 4), (50, 3), (7, 8)])
+@pytest.mark.parametrize(("count", "size"), [(12, 4), (50, 3), (17, 8)])
 def test_an_epoch_of_an_offline_stage_holds_every_item_once(count, size):
     lengths = [(7 * i) % 13 for i in range(count)]
     batches = epoch_order(lengths, size, 0, 2)
@@ -213,12 +219,14 @@ def test_the_value_of_a_fresh_copy_at_the_end_token_is_the_reward_score_exactly(
     backbone.adapters.copy("reward", "value")
     scores = score_answers(backbone, PROMPTS, RESPONSES, 10_000)
     sequences = make_sequences(PROMPTS, RESPONSES, PAD)
+    head = backbone.adapters.heads["value"]
     with torch.no_grad(), backbone.adapters.use("value"):
-        hidden = backbone.hidden_states(sequences.input_ids)
-        values = backbone.adapters.heads["value"](hidden)
-    at_end = values[torch.arange(3), sequences.lengths - 1]
+        (at_end,) = map_rows(sequences, 10_000, lambda s: (score_forward(backbone, s, head),))
+        before_end = value_forward(backbone, sequences, head)
     assert torch.equal(at_end, scores)
-    assert not torch.isclose(values[torch.arange(3), sequences.lengths - 2], scores).any()
+    # What PPO reads is the state before each token, so the end token's own state is not among it.
+    last = before_end[torch.arange(3), sequences.response_mask.sum(-1) - 1]
+    assert not torch.isclose(last, scores).any()
 
 
 def test_the_copied_value_head_is_its_own():
@@ -288,13 +296,13 @@ def test_noisy_rankings_agree_with_the_judge_as_often_as_asked(agreement):
 
 
 def test_noisy_rankings_are_plackett_luce():
-    """P(i first) = exp(u_i / s) / sum, by 6000 draws; a fixed seed draws a fixed ranking."""
-    utilities, noise, draws = [0.0, 1.0, 2.0], 1.5, 6000
+    """P(i first) = exp(u_i / s) / sum, by 20000 draws to 4 standard errors."""
+    utilities, noise, draws = [0.0, 1.0, 2.0], 1.5, 20_000
     firsts = Counter(noisy_ranking(utilities, noise, row_seed(0, 0, i))[0] for i in range(draws))
     weights = [math.exp(u / noise) for u in utilities]
     for i, weight in enumerate(weights):
         share = weight / sum(weights)
-        error = 3 * math.sqrt(share * (1 - share) / draws)
+        error = 4 * math.sqrt(share * (1 - share) / draws)
         assert abs(firsts[i] / draws - share) < error
     assert noisy_ranking(utilities, noise, 5) == noisy_ranking(utilities, noise, 5)
 
@@ -335,7 +343,7 @@ def test_accuracy_by_margin_holds_every_pair_once(count):
     margins = [(-1) ** i * (i + 1) for i in range(count)]
     parts = accuracy_by_margin([float(m) for m in margins])
     assert len(parts) == min(count, 4)
-    assert parts[-1]["margin"] >= (count if count < 8 else 0.8 * count)
+    assert parts[-1]["margin"] > 0.8 * count, "the surest pairs are not left out"
     assert [p["margin"] for p in parts] == sorted(p["margin"] for p in parts)
     if count == 4:
         assert [p["accuracy"] for p in parts] == [1.0, 0.0, 1.0, 0.0]
