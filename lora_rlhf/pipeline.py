@@ -25,6 +25,7 @@ from lora_rlhf.model.memory import (
 from lora_rlhf.quiet import hush
 from lora_rlhf.recipe import STAGES, Recipe
 from lora_rlhf.recipe_io import dump_recipe
+from lora_rlhf.report import write_report
 from lora_rlhf.runs import Json, Run, write_atomically
 from lora_rlhf.stages import evaluate, ppo, rank, reward, sft
 from lora_rlhf.training.metrics import start_tracker
@@ -128,6 +129,7 @@ def _run_stages(recipe: Recipe, run: Run, todo: list[str], force: bool, console:
         run.write_json("summary.json", run.summary() | {"memory": _memory(run, memory)})
     if session.tracker is not None:
         session.tracker.end_training()
+    write_report(run)
 
     display.samples_panel(console, run)
     display.result_table(console, run.summary())
@@ -175,7 +177,7 @@ def load_finished_adapters(session: Session, todo: list[str]) -> None:
     for role, stage in _STAGE_OF.items():
         if stage in todo:
             continue
-        if (run.adapter(role) / "lora_rlhf.json").exists():
+        if role in run.adapters():
             adapters.load(role, run.adapter(role))
             adapters.freeze(role)
     if "sft" not in todo and "sft" not in adapters.names:
@@ -187,23 +189,19 @@ def load_finished_adapters(session: Session, todo: list[str]) -> None:
 
 def stage_rows(recipe: Recipe, memory: MemoryPlan, todo: list[str]) -> list[display.StageRow]:
     """The table before the start: role, adapter, from where, trainable parameters, memory."""
-    trainable, phases = memory.adapter_parameters, memory.phases
-    value = ""
-    if recipe.ppo is not None:
-        value = " + value from reward" if recipe.ppo.value == "adapter" else " + value head"
-    double = 2 if recipe.ppo is not None and recipe.ppo.value == "adapter" else 1
+    trainable, gib = memory.adapter_parameters, memory.stages
+    value, double = "", 1
+    if recipe.ppo is not None and recipe.ppo.value == "adapter":
+        value, double = " + value from reward", 2
     reads = "rank" if recipe.rank is not None else "rankings"
-    rows = {
-        "sft": display.StageRow("sft", "sft", "fresh LoRA", trainable, phases.get("train")),
-        "rank": display.StageRow("rank", "", "answers of sft", 0, phases.get("rollout")),
-        "reward": display.StageRow(
-            "reward", "reward", f"copy of sft + head; {reads}", trainable, phases.get("train")
-        ),
-        "ppo": display.StageRow(
-            "ppo", "policy", f"copy of sft{value}", double * trainable, phases.get("train")
-        ),
-        "evaluate": display.StageRow("evaluate", "", "held-out prompts", 0, phases.get("rollout")),
+    of = {
+        "sft": ("sft", "fresh LoRA", trainable),
+        "rank": ("", "answers of sft", 0),
+        "reward": ("reward", f"copy of sft + head; {reads}", trainable),
+        "ppo": ("policy", f"copy of sft{value}", double * trainable),
+        "evaluate": ("", "held-out prompts", 0),
     }
+    rows = {s: display.StageRow(s, *of[s], memory_gib=gib.get(s)) for s in recipe.stages}
     return [replace(rows[s], done=s not in todo) for s in recipe.stages]
 
 

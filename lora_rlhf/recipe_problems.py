@@ -201,7 +201,7 @@ def _one(schema: Json) -> str:
     if kind == "object":
         fields = list(schema.get("properties", {}))
         return f"a mapping of {', '.join(fields)}" if fields else "a mapping"
-    return {"boolean": "true or false"}.get(kind, kind)
+    return {"boolean": "true or false"}.get(str(kind), str(kind))
 
 
 def _range(schema: Json) -> str:

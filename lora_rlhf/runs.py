@@ -34,6 +34,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes files that no web server could read
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -49,6 +50,7 @@ def directory_atomically(path: Path) -> Iterator[Path]:
         yield making
         for file in making.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         making.chmod(0o755)
@@ -98,7 +100,7 @@ class Run:
     def adapters(self) -> list[str]:
         """Roles whose adapter has been saved, in the order of the pipeline."""
         roles = ("sft", "reward", "policy", "value")
-        return [r for r in roles if (self.adapter(r) / "lora_rlhf.json").exists()]
+        return [r for r in roles if (self.adapter(r) / "adapter_config.json").exists()]
 
     # -- status ---------------------------------------------------------------------------------
 

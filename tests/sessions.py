@@ -41,17 +41,32 @@ ppo:
 """
 
 
+# Few and plain, so that a handful of steps teaches the base to end its answers.
+_SENTENCES = tuple(
+    f"{start} {thing}."
+    for start in ("It is", "I like", "Here is")
+    for thing in (
+        "a small cup",
+        "the old road",
+        "a kind cook",
+        "the blue lake",
+        "a quiet town",
+        "the red hat",
+    )
+)
+
+
 def write_data(directory: Path, count: int = 40) -> None:
     """Demonstrations of one short sentence, rankings of three such answers, prompts, texts."""
     rows = tiny.demonstrations(3 * count, 0)
-    sentences = [" ".join(r["response"].split(". ")[-1].split()[:6]) for r in rows]
+    sentences = [_SENTENCES[i * 5 % len(_SENTENCES)] for i in range(len(rows))]
     demonstrations = [
         {"prompt": r["prompt"], "response": s} for r, s in zip(rows, sentences, strict=True)
     ]
     rankings = []
     for i in range(count):
         prompt, good = rows[i]["prompt"], sentences[i]
-        poor, worst = f"No. {sentences[count + i]}", "no no no no no"
+        poor, worst = sentences[i + 1], "no no no no no"
         ranking = [[1], [0], [2]] if i % 2 else [[1], [0, 2]]
         rankings.append({"prompt": prompt, "responses": [poor, good, worst], "ranking": ranking})
     files = {

@@ -1,12 +1,15 @@
 """Held-out splits by prompt, duplicates, and the check that nothing leaks."""
 
+import hashlib
 from collections.abc import Sequence
 
 from lora_rlhf.data.records import Demonstration, Prompt, R, Record, Text, key_of, prompt_text
 from lora_rlhf.errors import DataError
 
 
-def split_by_prompt(records: Sequence[R], fraction: float) -> tuple[list[R], list[R]]:
+def split_by_prompt(
+    records: Sequence[R], fraction: float, salt: str = ""
+) -> tuple[list[R], list[R]]:
     """(train, held out), decided by each prompt's hash alone.
 
     All records of a prompt fall on one side, in every stage and whatever else the file holds: what
@@ -16,8 +19,10 @@ def split_by_prompt(records: Sequence[R], fraction: float) -> tuple[list[R], lis
     Args:
         records: in any order; each part keeps it.
         fraction: share of the prompts to hold out; 0 holds out none.
+        salt: another split, independent of the one without: for records whose prompts all come
+            from its training side already.
     """
-    keys = [key_of(record) for record in records]
+    keys = [_salted(key_of(record), salt) for record in records]
     distinct = sorted(set(keys))
     heldout = {key for key in distinct if int(key[:16], 16) < fraction * 16**16}
     if fraction > 0 and len(distinct) > 1:
@@ -29,6 +34,10 @@ def split_by_prompt(records: Sequence[R], fraction: float) -> tuple[list[R], lis
     for key, record in zip(keys, records, strict=True):
         sides[key in heldout].append(record)
     return sides
+
+
+def _salted(key: str, salt: str) -> str:
+    return hashlib.sha256(f"{salt}/{key}".encode()).hexdigest() if salt else key
 
 
 def deduplicate(records: Sequence[R]) -> tuple[list[R], int]:

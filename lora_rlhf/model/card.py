@@ -99,7 +99,8 @@ def merged_card(run: Run, recipe: Recipe, adapter: str) -> str:
 
 
 def _facts(run: Run, adapter: str) -> dict[str, Any]:
-    text = (run.adapter(adapter) / "lora_rlhf.json").read_text(encoding="utf-8")
+    file = run.adapter(adapter) / "lora_rlhf.json"
+    text = file.read_text(encoding="utf-8") if file.is_file() else "{}"  # made by PEFT or TRL
     facts: dict[str, Any] = json.loads(text)
     head = run.adapter(adapter) / HEAD_FILE
     if head.is_file():

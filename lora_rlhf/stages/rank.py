@@ -76,7 +76,7 @@ def _different(
             kept_answers.append(unique)
     fewer = sum(map(len, answers)) - sum(map(len, kept_answers))
     if fewer:
-        session.tell(f"rank: {fewer} empty or repeated answers left out")
+        session.tell(f"rank: {fewer} empty, repeated or unfinished answers left out")
     return kept_prompts, kept_answers
 
 
@@ -109,7 +109,10 @@ def _sample_answers(session: Session, prompts: list[TokenisedPrompt]) -> list[li
             ids = [tokens for tokens, _ in block for _ in range(settings.answers)]
             seeds = [row_seed(recipe.seed, -2 - start // _BLOCK, i) for i in range(len(ids))]
             found = sample(backbone, "sft", ids, seeds, sampling, session.rollout_rows)
-            texts = [backbone.format.decode(a.ids) for a in found]
+            # Of an answer that the limit cut, the labeler would rank what no one wrote; PPO has a
+            # rule of its own for those. A plain continuation may stop anywhere.
+            plain = backbone.format.mode == "none"
+            texts = [backbone.format.decode(a.ids) if a.ended or plain else "" for a in found]
             for i in range(len(block)):
                 group = texts[i * settings.answers : (i + 1) * settings.answers]
                 session.run.append(part, {"step": start + i, "answers": group})

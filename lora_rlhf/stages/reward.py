@@ -58,7 +58,7 @@ def run(session: Session) -> None:
     report = examine(session, heldout)
     report |= {"best_step": best["step"], "prompts": len(train)}
     session.run.finish_stage("reward", time.monotonic() - started, reward=report)
-    if not tells_answers_apart(report):
+    if not tells_answers_apart(report) and (recipe.ppo is None or session.force):
         session.tell(coin_warning(report))
 
 
@@ -77,7 +77,9 @@ def rankings(session: Session) -> tuple[list[Group], list[Group]]:
         source = Source(path=str(session.run.path / RANKINGS))
     assert source is not None
     records, _ = deduplicate(require(load_rankings(source)))
-    train, heldout = split_by_prompt(records, data.heldout_fraction)
+    # Ranked samples answer training prompts alone; the split by prompt would hold out none of them.
+    salt = "rank" if session.recipe.rank is not None else ""
+    train, heldout = split_by_prompt(records, data.heldout_fraction, salt)
     leak_check(train, heldout)
     judged = _judge_scores(session)
     return _tokenise(session, train, judged), _tokenise(session, heldout, judged)

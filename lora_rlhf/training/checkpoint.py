@@ -1,5 +1,6 @@
 """Everything a stage needs to go on as if it had never stopped."""
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,10 @@ def load_checkpoint(run: Run, stage: str) -> dict[str, Any] | None:
     path = found[-1] / _FILE
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}). Delete that directory to go "
+            f"{path} cannot be read ({reason}). Delete that directory to go "
             f"back to the checkpoint before it, then --resume again."
         ) from error
     set_rng_state(state["rng"])

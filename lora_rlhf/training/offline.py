@@ -41,7 +41,8 @@ class Task:
         lengths: tokens of each item; a group of answers counts them all.
         counts: terms each item adds to the loss (tokens, or 1 a prompt), the denominator.
         loss: item indices -> a sum over them, with gradient.
-        evaluate: held-out metrics; `heldout/loss` chooses the adapter that is kept.
+        evaluate: held-out metrics; `heldout/score` (higher is better) where there is one, else
+            `heldout/loss`, chooses the adapter that is kept.
     """
 
     stage: str
@@ -60,7 +61,9 @@ class Best:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def improves(self, metrics: dict[str, float]) -> bool:
-        """Whether the new held-out loss is lower than the kept one."""
+        """Whether the new score is higher, or without a score the loss lower, than the kept one."""
+        if "heldout/score" in metrics:
+            return metrics["heldout/score"] > self.metrics.get("heldout/score", -math.inf)
         return metrics["heldout/loss"] < self.metrics.get("heldout/loss", math.inf)
 
 

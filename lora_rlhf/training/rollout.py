@@ -5,6 +5,7 @@ no pass needs an attention mask. The state before response token j of a row sits
 prompt_length + j - 1; its log-probability and its value are both read there.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from lora_rlhf.data.batches import Sequences, make_sequences, plan_batches
+from lora_rlhf.errors import HardwareError
 from lora_rlhf.losses.logprobs import token_logprobs
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.generation import Answer, Sampling, generate
 from lora_rlhf.model.heads import ScalarHead
 from lora_rlhf.model.memory import measure_phase
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,9 +58,30 @@ def sample(
     sampling: Sampling,
     max_rows: int = 128,
 ) -> list[Answer]:
-    """Answers of an adapter (None: the bare base) to prompts, one a seed."""
-    with backbone.adapters.use(adapter), measure_phase("rollout", backbone.device):
-        return generate(backbone, prompts, seeds, sampling, max_rows)
+    """Answers of an adapter (None: the bare base) to prompts, one a seed.
+
+    Out of memory, fewer rows are decoded at once; the answers are the same, since none depends on
+    its batch.
+
+    Raises:
+        HardwareError: a single row does not fit.
+    """
+    rows = min(max_rows, len(prompts))
+    while True:
+        try:
+            with backbone.adapters.use(adapter), measure_phase("rollout", backbone.device):
+                return generate(backbone, prompts, seeds, sampling, rows)
+        except torch.cuda.OutOfMemoryError as error:
+            # The traceback would keep the failed batch's cache alive.
+            error.__traceback__ = None
+            if rows == 1:
+                raise HardwareError(
+                    "out of memory while a single answer is decoded. Lower "
+                    "data.max_response_tokens, or take a smaller base."
+                ) from None
+            rows //= 2
+            torch.cuda.empty_cache()
+            _log.warning("out of memory: answers are decoded %d at a time from here on", rows)
 
 
 def to_sequences(

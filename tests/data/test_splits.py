@@ -108,3 +108,13 @@ def test_strict_pairs_are_all_pairs_across_tie_groups():
     assert set(ranking.strict_pairs) == {(2, 0), (2, 3), (2, 1), (0, 1), (3, 1)}
     assert len(ranking.strict_pairs) == 5
     assert Ranking(user("p"), ("a", "b"), ((0, 1),)).strict_pairs == ()
+
+
+def test_a_salted_split_is_independent_of_the_plain_one():
+    """Of what the plain split trains on, the salted one holds out its own share again."""
+    prompts = [Prompt(user(f"prompt {i}")) for i in range(2000)]
+    train, _ = split_by_prompt(prompts, 0.2)
+    again_train, again_heldout = split_by_prompt(train, 0.2, salt="rank")
+    assert not set(again_train) & set(again_heldout)
+    # Binomial(1600, 0.2): five standard deviations are 80.
+    assert abs(len(again_heldout) - 0.2 * len(train)) < 80

@@ -52,7 +52,8 @@ def run(finished):
 
 def adapter_files(run):
     return {
-        str(f.relative_to(run.path)): f.read_bytes() for f in sorted(run.path.rglob("*.safetensors"))
+        str(f.relative_to(run.path)): f.read_bytes()
+        for f in sorted(run.path.rglob("*.safetensors"))
     }
 
 
@@ -81,7 +82,9 @@ def test_the_run_directory_is_laid_out_as_promised(run):
 def test_the_summary_has_the_names_that_other_tools_read(run):
     summary = run.summary()
     assert "heldout_loss" in summary["sft"]
-    assert {"accuracy", "accuracy_ci", "longer_baseline", "bayes_accuracy"} <= set(summary["reward"])
+    assert {"accuracy", "accuracy_ci", "longer_baseline", "bayes_accuracy"} <= set(
+        summary["reward"]
+    )
     assert {"kl", "eos_rate", "mean_length", "score"} <= set(summary["ppo"])
     for found in summary["win_rates"]:
         assert {"a", "b", "judge", "win_rate", "ci", "prompts"} <= set(found)

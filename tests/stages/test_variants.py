@@ -102,9 +102,7 @@ def test_sft_learned_something_and_keeps_its_best(trained):
 def test_demonstrations_score_zero_and_answers_spread_by_one(trained):
     """The reward model is normalised on what it was held out from (1a.11, RM3)."""
     _, heldout = demonstrations(trained.session)
-    scores = score_answers(
-        trained.backbone, [p for p, _ in heldout], [r for _, r in heldout], 512
-    )
+    scores = score_answers(trained.backbone, [p for p, _ in heldout], [r for _, r in heldout], 512)
     assert float(scores.mean()) == pytest.approx(0.0, abs=1e-5)
     _, groups = reward.rankings(trained.session)
     answers = torch.cat(score_groups(trained.session, groups))
