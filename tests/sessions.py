@@ -28,7 +28,7 @@ data:
   max_prompt_tokens: 32
   max_response_tokens: 16
   heldout_fraction: 0.25
-sft: {learning_rate: 1.0e-3, batch_size: 8}
+sft: {learning_rate: 5.0e-3, batch_size: 8, epochs: 3}
 reward: {learning_rate: 1.0e-3, batch_size: 8}
 ppo:
   learning_rate: 1.0e-3

@@ -32,6 +32,7 @@ from lora_rlhf.training.material import (
     training_prompts,
 )
 from lora_rlhf.training.metrics import MetricLog
+from lora_rlhf.training.optim import require_finite
 from lora_rlhf.training.ppo import PpoTrainer, PtxBatch, row_seed
 from lora_rlhf.training.reward_report import coin_warning, tells_answers_apart
 from lora_rlhf.training.rollout import (
@@ -99,6 +100,8 @@ def _rounds(
             # 3. token rewards: score at the end token, KL penalty everywhere. 4. GAE, whitened
             experience = trainer.judge(rollout)
             metrics = rollout_metrics(experience, settings, trainer.kl_coef)
+            # The missing-EOS rule may hide a score that is no number from the losses.
+            require_finite(metrics["rollout/score"], "mean score", f"ppo step {step + 1}")
             # 5. clipped policy and value updates over shuffled minibatches
             metrics |= trainer.update(experience, step, settings.steps)
             # 6. the KL coefficient follows its target
@@ -329,7 +332,7 @@ def _look(
         session.run.append("ppo/samples.jsonl", record)
     # The recipe's own coefficient, so that an adaptive one does not move the yardstick.
     objective = float(scores.mean() - settings.kl_coef * kl.mean())
-    if objective <= best.objective:
+    if not objective > best.objective:  # nor is what is no number
         return best
     return Best(
         step=step,

@@ -1,7 +1,7 @@
 """Everything a stage needs to go on as if it had never stopped."""
 
-import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,11 @@ def load_checkpoint(run: Run, stage: str) -> dict[str, Any] | None:
         return None
     path = found[-1] / _FILE
     try:
+        # torch takes what is no archive for its old format, and fails in many ways.
+        if not zipfile.is_zipfile(path):
+            raise OSError("it is missing, or not whole")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path} cannot be read ({reason}). Delete that directory to go "

@@ -347,3 +347,14 @@ def test_every_shape_of_adapter_goes_through_all_stages(tmp_path, overrides, min
     again.adapters.load("policy", run.adapter("policy"))
     for key, tensor in role_state(made.backbone, "policy").items():
         assert torch.equal(role_state(again, "policy")[key], tensor)
+
+
+def test_a_look_whose_score_is_no_number_is_never_the_best(trained, tmp_path):
+    """NaN compares as false with everything: written as `<=`, it would replace the best."""
+    made = session(small_recipe(trained.directory), tmp_path, trained.backbone)
+    trainer = ppo._make_trainer(made, made.recipe.ppo)
+    prompts = ppo.training_prompts(made)
+    first = ppo._look(made, trainer, prompts, 0, ppo.Best())
+    assert first.step == 0
+    trainer.score = lambda sequences: torch.full((len(sequences),), torch.nan)
+    assert ppo._look(made, trainer, prompts, 1, first) is first
