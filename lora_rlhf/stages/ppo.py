@@ -32,7 +32,6 @@ from lora_rlhf.training.material import (
     training_prompts,
 )
 from lora_rlhf.training.metrics import MetricLog
-from lora_rlhf.training.optim import require_finite
 from lora_rlhf.training.ppo import PpoTrainer, PtxBatch, row_seed
 from lora_rlhf.training.reward_report import coin_warning, tells_answers_apart
 from lora_rlhf.training.rollout import (
@@ -100,8 +99,6 @@ def _rounds(
             # 3. token rewards: score at the end token, KL penalty everywhere. 4. GAE, whitened
             experience = trainer.judge(rollout)
             metrics = rollout_metrics(experience, settings, trainer.kl_coef)
-            # The missing-EOS rule may hide a score that is no number from the losses.
-            require_finite(metrics["rollout/score"], "mean score", f"ppo step {step + 1}")
             # 5. clipped policy and value updates over shuffled minibatches
             metrics |= trainer.update(experience, step, settings.steps)
             # 6. the KL coefficient follows its target

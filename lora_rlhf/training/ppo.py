@@ -130,6 +130,9 @@ class PpoTrainer:
             TrainingError: a loss or gradient that is not finite.
         """
         settings = self.settings
+        # The missing-EOS rule may hide a score that is no number from the losses.
+        score = float(experience.rollout.scores.mean())
+        require_finite(score, "mean score", f"ppo step {step + 1}")
         factor = schedule_factor(settings, step, total)
         train_policy = step >= settings.value_warmup_steps
         taken: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""The quickstart recipe, made very small, through the command line from its first line to its last."""
+"""The quickstart recipe, made very small, through the command line."""
 
 import json
 import math

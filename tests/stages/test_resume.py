@@ -55,6 +55,7 @@ ppo:
   sample_every: 3
   sample_prompts: 4
   checkpoint_every: 2
+  keep: last
 evaluate: {judge: builtin:gold, prompts: 8, best_of: 2}
 """
 # Where each kill falls: stage, and lines its file has (evaluate: arms done) when it is due.
@@ -265,6 +266,7 @@ def test_a_ppo_run_goes_on_from_its_checkpoint_bit_for_bit(data, reference, cut_
     run = pipeline(data, tmp_path / "again", resume=True)
     assert weights_of(run) == weights_of(reference)
     assert numbers(run, "ppo") == numbers(reference, "ppo")
+    assert run.summary()["ppo"] == reference.summary()["ppo"]
 
 
 @pytest.mark.parametrize("forgotten", ["ema", "kl", "ptx_batches", "optimizer", "value", "head"])

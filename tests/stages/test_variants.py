@@ -154,10 +154,10 @@ def test_value_warm_up_leaves_the_policy_where_it_was(trained, tmp_path):
 def test_the_same_run_twice_is_the_same_bit_for_bit(trained, tmp_path):
     policies = []
     for part in ("a", "b"):
-        run = trained.ppo(tmp_path / part, "ppo.steps=1")
+        run = trained.ppo(tmp_path / part, "ppo.steps=1", "ppo.keep=last")
         policies.append((run.adapter("policy") / "adapter_model.safetensors").read_bytes())
     assert policies[0] == policies[1]
-    run = trained.ppo(tmp_path / "c", "seed=1", "ppo.steps=1")
+    run = trained.ppo(tmp_path / "c", "seed=1", "ppo.steps=1", "ppo.keep=last")
     assert (run.adapter("policy") / "adapter_model.safetensors").read_bytes() != policies[0]
 
 
@@ -314,10 +314,12 @@ def test_the_target_kl_stops_the_inner_epochs(trained, tmp_path):
 
 
 def test_a_run_that_runs_away_says_so_and_keeps_its_best(trained, tmp_path):
-    run = trained.ppo(tmp_path, "ppo.max_kl=1e-9", "ppo.steps=6")
+    run = trained.ppo(tmp_path, "ppo.max_kl=1e-9", "ppo.steps=8")
     stopped = run.summary()["ppo"]["stopped"]
     assert "ppo.max_kl=1e-09" in stopped
-    assert len(run.lines("ppo/metrics.jsonl")) == 2  # the KL of the second rollout is the first
+    *before, last = [line["rollout/kl"] for line in run.lines("ppo/metrics.jsonl")]
+    assert before[0] == 0.0
+    assert max(before) <= 1e-9 < last
     assert stopped in (run.path / "train.log").read_text(encoding="utf-8")
 
 
