@@ -383,6 +383,9 @@ def test_the_bootstrap_interval_is_the_binomial_one():
     assert high == pytest.approx(0.25 + half, abs=4e-3)
 
 
-def test_distinct_pairs_are_counted_inside_each_answer():
-    """'a b a b' has 2 different pairs of 3; 'a b c' has 2 of 2; one word has none to repeat."""
-    assert distinct_2(["a b a b", "A b c", "a"]) == pytest.approx((2 / 3 + 1 + 1) / 3, abs=1e-12)
+def test_distinct_pairs_are_counted_over_all_answers_together():
+    """ab ba ab, ab bc and none: 3 different pairs of 5; the same answer twice halves its share."""
+    # ab, ba, ab; ab, bc: three different ones of five.
+    assert distinct_2(["a b a b", "A b c", "a"]) == pytest.approx(3 / 5, abs=1e-12)
+    assert distinct_2(["a b c", "a b c"]) == 0.5
+    assert distinct_2(["one", ""]) == 1.0
