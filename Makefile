@@ -19,7 +19,7 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	@echo "pytest"
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q --slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	@echo "ruff, mypy"

@@ -82,7 +82,8 @@ def run_pipeline(
     except BaseException as error:
         run.set_status("failed", run.status().get("stage", ""), error=str(error))
         raise
-    run.set_status("finished")
+    complete = all(run.is_complete(s) for s in recipe.stages)
+    run.set_status("finished" if complete else "stopped")
 
 
 def stages_to_run(recipe: Recipe, run: Run, only: str | None, start_from: str | None) -> list[str]:

@@ -423,7 +423,7 @@ def test_an_adapter_that_is_not_there_names_those_that_are(
 ) -> None:
     run = make_run(here / "runs" / "quickstart", "sft")
     run.adapter("sft").mkdir(parents=True)
-    (run.adapter("sft") / "lora_rlhf.json").write_text("{}", encoding="utf-8")
+    (run.adapter("sft") / "adapter_config.json").write_text("{}", encoding="utf-8")
     assert call("export", "quickstart", "--adapter", "policy") == 2
     assert "has no adapter policy. It has: sft." in capsys.readouterr().err
 
@@ -431,7 +431,7 @@ def test_an_adapter_that_is_not_there_names_those_that_are(
 def test_an_export_never_overwrites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(here / "runs" / "quickstart", "sft")
     run.adapter("sft").mkdir(parents=True)
-    (run.adapter("sft") / "lora_rlhf.json").write_text("{}", encoding="utf-8")
+    (run.adapter("sft") / "adapter_config.json").write_text("{}", encoding="utf-8")
     (here / "out").mkdir()
     (here / "out" / "mine").touch()
     assert call("export", "quickstart", "--adapter", "sft", "--to", "out") == 2

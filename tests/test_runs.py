@@ -167,7 +167,7 @@ def test_adapters_are_listed_in_the_order_of_the_pipeline(run: Run) -> None:
     for role in ("value", "policy", "sft"):
         directory = run.adapter(role)
         directory.mkdir(parents=True)
-        (directory / "lora_rlhf.json").write_text("{}")
+        (directory / "adapter_config.json").write_text("{}")
     run.adapter("reward").mkdir(parents=True)
     assert run.adapters() == ["sft", "policy", "value"]
 
