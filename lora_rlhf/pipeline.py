@@ -82,8 +82,6 @@ def run_pipeline(
     except BaseException as error:
         run.set_status("failed", run.status().get("stage", ""), error=str(error))
         raise
-    complete = all(run.is_complete(s) for s in recipe.stages)
-    run.set_status("finished" if complete else "stopped")
 
 
 def stages_to_run(recipe: Recipe, run: Run, only: str | None, start_from: str | None) -> list[str]:
@@ -130,8 +128,9 @@ def _run_stages(recipe: Recipe, run: Run, todo: list[str], force: bool, console:
         run.write_json("summary.json", run.summary() | {"memory": _memory(run, memory)})
     if session.tracker is not None:
         session.tracker.end_training()
+    complete = all(run.is_complete(s) for s in recipe.stages)
+    run.set_status("finished" if complete else "stopped")
     write_report(run)
-
     display.samples_panel(console, run)
     display.result_table(console, run.summary())
     display.next_steps(console, run)
