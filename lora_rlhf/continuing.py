@@ -140,9 +140,11 @@ def _continued(
     repeated = _repeated(again, alone)
     fixed = {s for s in finished if s not in repeated}
     if fixed or not again:
-        fixed |= {"lora", "seed"}
+        fixed |= {"lora", "seed", "base"}
+        # What was trained on must stay what it was, or held-out prompts would not be held out.
+        fixed |= {"data.heldout_fraction", "data.demonstrations", "data.rankings", "data.prompts"}
     for field, old, new in differences(before, recipe):
-        if field.partition(".")[0] in fixed:
+        if field.partition(".")[0] in fixed or ".".join(field.split(".")[:2]) in fixed:
             raise ConfigError(
                 f"{field}={new} comes too late: {run.path} was made with {old}. Start anew with "
                 f"--name, or run its stage again with --from."

@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 
 from lora_rlhf import display
-from lora_rlhf.errors import CheckpointError, ConfigError, TrainingError
+from lora_rlhf.data.problems import describe
+from lora_rlhf.data.sources import check_data
+from lora_rlhf.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lora_rlhf.model.backbone import Backbone, pick_device
 from lora_rlhf.model.memory import (
     MemoryPlan,
@@ -22,12 +24,14 @@ from lora_rlhf.model.memory import (
     memory_report,
     plan,
 )
+from lora_rlhf.preferences.judges import find_judge
 from lora_rlhf.quiet import hush
 from lora_rlhf.recipe import STAGES, Recipe
 from lora_rlhf.recipe_io import dump_recipe
 from lora_rlhf.report import write_report
 from lora_rlhf.runs import Json, Run, write_atomically
 from lora_rlhf.stages import evaluate, ppo, rank, reward, sft
+from lora_rlhf.training.material import heldout_prompts
 from lora_rlhf.training.metrics import start_tracker
 from lora_rlhf.training.optim import TokenBudget
 from lora_rlhf.training.session import Session
@@ -69,7 +73,7 @@ def run_pipeline(
         UserError: whatever a stage or a check has to say.
     """
     hush()
-    todo = stages_to_run(recipe, run, only, start_from)
+    todo = stages_to_run(recipe, run, only, start_from, console)
     if not resume:
         run.forget_from([s for s in todo if not run.is_complete(s)])
     write_atomically(run.path / "recipe.yaml", dump_recipe(recipe))
@@ -84,7 +88,9 @@ def run_pipeline(
         raise
 
 
-def stages_to_run(recipe: Recipe, run: Run, only: str | None, start_from: str | None) -> list[str]:
+def stages_to_run(
+    recipe: Recipe, run: Run, only: str | None, start_from: str | None, console: Console
+) -> list[str]:
     """Names of the stages to run; those that run again are dropped from the summary first.
 
     Raises:
@@ -98,6 +104,13 @@ def stages_to_run(recipe: Recipe, run: Run, only: str | None, start_from: str | 
             )
     if only is not None:
         run.forget_from([only] if run.is_complete(only) else [])
+        after = recipe.stages[recipe.stages.index(only) + 1 :]
+        stale = [s for s in after if run.is_complete(s)]
+        if stale:
+            console.print(
+                f"{', '.join(stale)} in {run.path} came from the old {only}; "
+                f"--from {stale[0]} runs what follows again."
+            )
         return [only]
     if start_from is not None:
         later = list(recipe.stages[recipe.stages.index(start_from) :])
@@ -122,6 +135,7 @@ def _run_stages(recipe: Recipe, run: Run, todo: list[str], force: bool, console:
         tracker=start_tracker(recipe, run),
     )
     load_finished_adapters(session, todo)
+    check_before_training(session, todo)
     display.stage_table(console, stage_rows(recipe, memory, todo))
     for stage in todo:
         _RUN[stage](session)
@@ -135,6 +149,26 @@ def _run_stages(recipe: Recipe, run: Run, todo: list[str], force: bool, console:
     display.result_table(console, run.summary())
     display.next_steps(console, run)
     check_expectation(recipe, run.summary())
+
+
+def check_before_training(session: Session, todo: list[str]) -> None:
+    """Find what would stop a later stage, before an earlier one has taken hours.
+
+    Raises:
+        DataError: rows that cannot be used, held-out prompts that are trained on, too few prompts.
+        ConfigError: a judge that cannot be imported.
+    """
+    recipe, chat_format = session.recipe, session.backbone.format
+    found, _ = check_data(recipe, session.backbone.tokenizer, chat_format.stop_ids)
+    # Held-out prompts that are trained on are left out and counted when they are read.
+    problems = [p for p in found if p.kind != "leak"]
+    if problems:
+        raise DataError(describe(problems))
+    for settings in (recipe.rank, recipe.evaluate):
+        if settings is not None and settings.judge is not None:
+            find_judge(settings.judge)
+    if recipe.evaluate is not None and "evaluate" in todo:
+        heldout_prompts(session, recipe.evaluate.prompts)
 
 
 def check_expectation(recipe: Recipe, summary: Json) -> None:
@@ -230,6 +264,8 @@ def _write_environment(recipe: Recipe, run: Run) -> None:
 
 def _commit() -> str:
     """The commit of the checkout this runs from; "" for an installed package."""
+    if not (Path(__file__).parents[1] / ".git").exists():
+        return ""
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"],

@@ -157,7 +157,7 @@ class Reward(Optimizer):
     """Prompts (each with all its answers and pairs) in one optimizer step."""
     evaluate_every: Count = 50
     normalize_on: Literal["demonstrations", "none"] = "demonstrations"
-    """Held-out demonstrations score 0 with unit spread after training; kept beside the head."""
+    """Held-out demonstrations then score 0, in units of the held-out answers' spread."""
 
 
 class Ppo(Optimizer):
@@ -187,6 +187,8 @@ class Ppo(Optimizer):
     """In units of the normalised reward; null: none."""
     gamma: Fraction = 1.0
     gae_lambda: Fraction = 0.95
+    loss_aggregation: Literal["token-mean", "sequence-mean"] = "token-mean"
+    """Of the policy loss: every token weighs the same, or every response (P17)."""
     whiten_rewards: bool = False
     """Divide rewards by their spread, keeping the mean (P8)."""
     value: Literal["adapter", "shared"] = "adapter"

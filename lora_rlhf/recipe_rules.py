@@ -28,6 +28,7 @@ INSTRUCTGPT: dict[str, Any] = {
     "warmup_fraction": 0.02,
     "ema_decay": 0.992,
     "value": "adapter",
+    "value_warmup_steps": 0,
 }
 A2C: dict[str, Any] = {"ppo_epochs": 1, "clip_range": None, "value_clip_range": None}
 
@@ -239,6 +240,21 @@ def the_model_can_be_named(recipe: Recipe, done: Collection[str]) -> Iterator[Pr
         )
 
 
+def adaptive_kl_can_move(recipe: Recipe, done: Collection[str]) -> Iterator[Problem]:
+    """The controller multiplies: it needs a start above 0 and steps below a whole horizon."""
+    ppo = recipe.ppo
+    if ppo is None or ppo.adaptive_kl_target is None:
+        return
+    if ppo.kl_coef == 0.0:
+        yield ("ppo", "kl_coef"), "ppo.kl_coef is 0, which an adaptive KL never leaves. Set it > 0."
+    if ppo.batch_size >= 5 * ppo.adaptive_kl_horizon:
+        yield (
+            ("ppo", "adaptive_kl_horizon"),
+            f"ppo.adaptive_kl_horizon is {ppo.adaptive_kl_horizon}, too short for ppo.batch_size="
+            f"{ppo.batch_size}. Allowed: more than a fifth of the batch size; 10000 is usual.",
+        )
+
+
 def judges_can_be_named(recipe: Recipe, done: Collection[str]) -> Iterator[Problem]:
     """A judge is built in, or a function that can be imported."""
     for stage in ("rank", "evaluate"):
@@ -327,6 +343,7 @@ RULES: tuple[Rule, ...] = (
     ptx_needs_text,
     evaluation_needs_a_reward_or_a_judge,
     ppo_numbers_fit_together,
+    adaptive_kl_can_move,
     best_of_one_is_sft,
     no_setting_without_effect,
 )

@@ -39,9 +39,15 @@ class Adapters:
     `parameters(name)`, never from `requires_grad`.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, fingerprint: Fingerprint) -> None:
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        fingerprint: Fingerprint,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._causal_lm = causal_lm
         self._fingerprint = fingerprint
+        self._compute_dtype = compute_dtype
         self._peft: PeftModel | None = None
         self._active: str | None = None
         self._layers: list[BaseTunerLayer] = []
@@ -130,13 +136,16 @@ class Adapters:
         self._switch(self._active)
 
     def freeze(self, name: str) -> None:
-        """Mark a finished adapter: no dropout any more; on a GPU bf16, half of fp32's memory."""
+        """Mark a finished adapter: no dropout any more, and at rest in the compute dtype.
+
+        Under bf16 autocast its products are the same as in fp32, at half the memory. Where fp32 is
+        computed in, it stays fp32: a coarser reference would make the KL of a copy nonzero.
+        """
         for layer in self._layers:
             dropout = getattr(layer, "lora_dropout", {})
             if name in dropout:
                 dropout[name] = nn.Identity()
-        if next(iter(self.parameters(name).values())).device.type == "cuda":
-            self.to_dtype(name, torch.bfloat16)
+        self.to_dtype(name, self._compute_dtype)
 
     def to_dtype(self, name: str, dtype: torch.dtype) -> None:
         """Cast an adapter's parameters in place; trained ones must be fp32."""
@@ -304,6 +313,12 @@ class Adapters:
         } - {"base_layer"}
         if self._peft is not None:
             linears |= set(self.config(self.names[0]).target_modules or ())
+        if not linears:
+            raise ConfigError(
+                f"base.model: {self._fingerprint.model} has no linear layer that LoRA can sit on "
+                f"(GPT-2 keeps Conv1D ones). Allowed: models of nn.Linear layers, such as Llama, "
+                f"Qwen, Mistral, Phi."
+            )
         if wanted == "all-linear":
             return sorted(linears)
         names = [wanted] if isinstance(wanted, str) else list(wanted)

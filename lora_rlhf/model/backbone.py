@@ -59,7 +59,9 @@ class Backbone:
         self.causal_lm.requires_grad_(False)
         self.causal_lm.eval()
         _remove_dropout(self.causal_lm)
-        self.adapters = Adapters(self.causal_lm, fingerprint)
+        self.adapters = Adapters(self.causal_lm, fingerprint, compute_dtype)
+        # Rows that fitted when decoding last ran out of memory; None: it never has.
+        self.rows_that_fit: int | None = None
 
     @classmethod
     def load(cls, base: Base) -> "Backbone":
@@ -84,6 +86,7 @@ class Backbone:
             **_quantization(base, compute_dtype),
         )
         guard_cpu_kernels(causal_lm)
+        require_plain_head(causal_lm, source)
         chat_format = ChatFormat(
             tokenizer,
             base.chat_template,
@@ -259,7 +262,34 @@ def load_config(source: str, revision: str | None) -> Any:
                 f"base.model: {source} sets {field}, so its logits are not hidden @ head. Such "
                 f"models are not supported; use one without it (Llama, Qwen, Mistral, Phi, ...)."
             )
+    kinds = set(getattr(text, "layer_types", None) or ())
+    odd = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
+    if odd:
+        raise ConfigError(
+            f"base.model: {source} has layers of kind {', '.join(sorted(odd))}, whose state the "
+            f"decode loop does not keep. Use a model of attention layers alone (Llama, Qwen3, "
+            f"Mistral, Phi, ...)."
+        )
     return config
+
+
+@torch.no_grad()
+def require_plain_head(causal_lm: PreTrainedModel, source: str) -> None:
+    """Refuse a model whose logits are not hidden @ head, by whatever name it changes them.
+
+    Raises:
+        ConfigError: log-probabilities read off the hidden states would not be the model's own.
+    """
+    ids = torch.tensor([[0, 1, 2, 3]], device=causal_lm.device)
+    logits = causal_lm(input_ids=ids, use_cache=False).logits
+    trunk = causal_lm.base_model
+    assert isinstance(trunk, nn.Module)
+    plain = causal_lm.get_output_embeddings()(trunk(input_ids=ids, use_cache=False)[0])
+    if not torch.allclose(logits.float(), plain.float(), rtol=1e-2, atol=1e-2):
+        raise ConfigError(
+            f"base.model: {source} changes its logits after the head, so its probabilities cannot "
+            f"be read off its hidden states. Use a model that does not (Llama, Qwen, Mistral, ...)."
+        )
 
 
 def guard_cpu_kernels(model: nn.Module) -> None:

@@ -1,13 +1,14 @@
 """Which backbone an adapter belongs to."""
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.hub import cached_file
 
-from lora_rlhf.errors import CheckpointError
+from lora_rlhf.errors import CheckpointError, ConfigError
 
 _SAMPLE_BYTES = 4 << 20
 
@@ -44,8 +45,28 @@ class Fingerprint:
             )
 
 
+def _weight_files(directory: Path) -> list[Path]:
+    """The files transformers reads, and no other weights that lie beside them.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    index = directory / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    files = [directory / n for n in names if (directory / n).is_file()]
+    files = files or sorted(directory.glob("pytorch_model*.bin"))
+    if not files:
+        raise ConfigError(
+            f"{directory} holds no weights. Allowed: model.safetensors, or its parts with "
+            f"model.safetensors.index.json, or pytorch_model.bin. Download the model again."
+        )
+    return files
+
+
 def hash_weights(model: str, revision: str | None) -> str:
-    """A hash of a checkpoint's safetensors files: names, sizes, heads and tails.
+    """A hash of a checkpoint's weight files: names, sizes, heads and tails.
 
     Reading 4 MiB at both ends of each file tells checkpoints apart without reading 16 GB; the
     same files give the same hash from a directory and from the hub's cache.
@@ -56,7 +77,7 @@ def hash_weights(model: str, revision: str | None) -> str:
         assert found is not None
         directory = Path(found).parent
     digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in _weight_files(directory):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as handle:

@@ -24,7 +24,7 @@ from lora_rlhf.training.checkpoint import (
     save_checkpoint,
     set_role_state,
 )
-from lora_rlhf.training.experience import Scorer, rollout_metrics
+from lora_rlhf.training.experience import Scorer, apply_missing_eos, rollout_metrics
 from lora_rlhf.training.material import (
     TokenisedPrompt,
     as_sequences,
@@ -40,6 +40,7 @@ from lora_rlhf.training.rollout import (
     sample,
     score_forward,
     to_sequences,
+    with_known_end,
 )
 from lora_rlhf.training.session import Session
 
@@ -73,7 +74,10 @@ def run(session: Session) -> None:
     elif trainer.ema is not None:
         set_role_state(session.backbone, "policy", trainer.ema)
     _save(session, trainer)
+    if settings.keep == "last":
+        best = _look(session, trainer, prompts, int(log.last()["step"]), Best())
     session.run.finish_stage("ppo", time.monotonic() - started, ppo=_report(session, best, reason))
+    drop_checkpoints(session.run, "ppo")
 
 
 def _rounds(
@@ -173,9 +177,10 @@ def _scorer(session: Session, settings: Ppo) -> Scorer:
     head = backbone.adapters.heads["reward"]
 
     def score(sequences: Sequences) -> Tensor:
+        known = with_known_end(backbone, sequences)
         with backbone.adapters.use("reward"):
             (scores,) = map_rows(
-                sequences, session.budget.tokens, lambda s: (score_forward(backbone, s, head),)
+                known, session.budget.tokens, lambda s: (score_forward(backbone, s, head),)
             )
         return scores
 
@@ -317,7 +322,7 @@ def _look(
         reference = adapter_logprobs(backbone, "sft", sequences, temperature, tokens)
         tensors = role_state(backbone, "policy")
     kl = (policy - reference).sum(-1)
-    scores = trainer.score(sequences)
+    scores = apply_missing_eos(trainer.score(sequences), ended, settings)
     for row, (_, prompt) in enumerate(fixed[:_SHOWN]):
         record = {
             "step": step,
@@ -382,7 +387,6 @@ def _save(session: Session, trainer: PpoTrainer) -> None:
     adapters.save("policy", run.adapter("policy"), role="policy", stage="ppo")
     if not trainer.shared:
         adapters.save("value", run.adapter("value"), role="value", stage="ppo")
-    drop_checkpoints(run, "ppo")
 
 
 def _report(session: Session, best: Best, reason: str) -> dict[str, object]:

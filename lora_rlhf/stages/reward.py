@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from lora_rlhf.data.batches import make_sequences, tokenise_rankings
-from lora_rlhf.data.records import Ranking
+from lora_rlhf.data.records import Ranking, prompt_key
 from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt
 from lora_rlhf.errors import DataError
@@ -26,6 +26,7 @@ from lora_rlhf.training.reward_report import (
 from lora_rlhf.training.rollout import score_answers, score_forward
 from lora_rlhf.training.session import Session
 
+Judged = dict[tuple[str, ...], tuple[float, ...]]
 _HELDOUT = 256  # held-out prompts whose loss is followed during training
 
 
@@ -54,10 +55,10 @@ def run(session: Session) -> None:
     normalise(session, heldout)
     backbone.adapters.freeze("reward")
     backbone.adapters.save("reward", session.run.adapter("reward"), role="reward", stage="reward")
-    drop_checkpoints(session.run, "reward")
     report = examine(session, heldout)
     report |= {"best_step": best["step"], "prompts": len(train)}
     session.run.finish_stage("reward", time.monotonic() - started, reward=report)
+    drop_checkpoints(session.run, "reward")
     if not tells_answers_apart(report) and (recipe.ppo is None or session.force):
         session.tell(coin_warning(report))
 
@@ -85,18 +86,18 @@ def rankings(session: Session) -> tuple[list[Group], list[Group]]:
     return _tokenise(session, train, judged), _tokenise(session, heldout, judged)
 
 
-def _judge_scores(session: Session) -> dict[tuple[str, ...], tuple[float, ...]]:
-    """The simulated judge's scores by the answers they belong to; {} for real rankings."""
+def _judge_scores(session: Session) -> Judged:
+    """The simulated judge's scores by prompt and answers; {} for real rankings."""
     if session.recipe.rank is None:
         return {}
     lines = session.run.lines(RANKINGS)
-    return {tuple(r["responses"]): tuple(r["judge"]) for r in lines}
+    return {(prompt_key(r["prompt"]), *r["responses"]): tuple(r["judge"]) for r in lines}
 
 
 def _tokenise(
     session: Session,
     records: Sequence[Ranking],
-    judged: dict[tuple[str, ...], tuple[float, ...]],
+    judged: Judged,
 ) -> list[Group]:
     data = session.recipe.data
     tokens, dropped = tokenise_rankings(
@@ -111,7 +112,12 @@ def _tokenise(
             f"Raise them, or give more rankings."
         )
     return [
-        Group(prompt, responses, record.groups, judged.get(record.responses))
+        Group(
+            prompt,
+            responses,
+            record.groups,
+            judged.get((prompt_key(record.prompt), *record.responses)),
+        )
         for prompt, responses, record in tokens
     ]
 

@@ -43,7 +43,6 @@ def run(session: Session) -> None:
     best = fit(session, settings, task)
     backbone.adapters.freeze("sft")
     backbone.adapters.save("sft", session.run.adapter("sft"), role="sft", stage="sft")
-    drop_checkpoints(session.run, "sft")
     first = session.run.lines("sft/metrics.jsonl")[0]
     session.run.finish_stage(
         "sft",
@@ -55,6 +54,7 @@ def run(session: Session) -> None:
             "demonstrations": len(train),
         },
     )
+    drop_checkpoints(session.run, "sft")
 
 
 def heldout_metrics(session: Session, heldout: Sequence[Tokens]) -> dict[str, float]:

@@ -106,12 +106,17 @@ def _drawn(answers: Sequence[Answer], like: Tensor) -> Tensor:
 
 def final_scores(rollout: Rollout, settings: Ppo) -> Tensor:
     """Scores after the rule for responses without an end token (P6), (n,)."""
-    score = settings.missing_eos_score
+    return apply_missing_eos(rollout.scores, rollout.ended, settings)
+
+
+def apply_missing_eos(scores: Tensor, ended: Tensor, settings: Ppo) -> Tensor:
+    """Scores (n,) of responses, changed by the recipe's rule where `ended` (n,) is False."""
+    penalty = settings.missing_eos_score
     if settings.missing_eos == "none":
-        return rollout.scores
+        return scores
     if settings.missing_eos == "penalty":
-        return torch.where(rollout.ended, rollout.scores, rollout.scores + score)
-    return torch.where(rollout.ended, rollout.scores, torch.full_like(rollout.scores, score))
+        return torch.where(ended, scores, scores + penalty)
+    return torch.where(ended, scores, torch.full_like(scores, penalty))
 
 
 def to_experience(rollout: Rollout, settings: Ppo, kl_coef: float) -> Experience:

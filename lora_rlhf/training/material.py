@@ -8,8 +8,8 @@ from lora_rlhf.data.batches import (
     tokenise_demonstrations,
     tokenise_prompts,
 )
-from lora_rlhf.data.records import Demonstration, Prompt
-from lora_rlhf.data.sources import load_demonstrations, load_prompts, require
+from lora_rlhf.data.records import Demonstration, Prompt, key_of
+from lora_rlhf.data.sources import load_demonstrations, load_prompts, load_rankings, require
 from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt
 from lora_rlhf.errors import DataError
 from lora_rlhf.model.backbone import Backbone
@@ -85,20 +85,39 @@ def heldout_prompts(session: Session, count: int) -> list[TokenisedPrompt]:
     data, backbone = session.recipe.data, session.backbone
     if data.heldout_prompts is not None:
         loaded = load_prompts(data.heldout_prompts, backbone.tokenizer, heldout=True)
-        records, _ = deduplicate(require(loaded))
+        records = _never_trained_on(session, deduplicate(require(loaded))[0])
     elif data.prompts is not None:
         all_records, _ = deduplicate(require(load_prompts(data.prompts, backbone.tokenizer)))
         _, records = split_by_prompt(all_records, data.heldout_fraction)
     else:
         _, demos = split_demonstrations(session)
         records = list(dict.fromkeys(Prompt(d.prompt) for d in demos))
-    tokens, _ = tokenise_prompts(records, backbone.format, data.max_prompt_tokens)
+    tokens, dropped = tokenise_prompts(records, backbone.format, data.max_prompt_tokens)
+    for reason, number in dropped.items():
+        session.tell(f"held-out prompts: {number} of {len(records)} dropped ({reason})")
     if len(tokens) < count:
         raise DataError(
             f"evaluate.prompts asks for {count} held-out prompts, but there are {len(tokens)}. "
             f"Lower it, raise data.heldout_fraction, or give data.heldout_prompts."
         )
     return tokens[:count]
+
+
+def _never_trained_on(session: Session, records: list[Prompt]) -> list[Prompt]:
+    """Held-out prompts of a source of their own, without those that a training source holds."""
+    data, tokenizer = session.recipe.data, session.backbone.tokenizer
+    keys: set[str] = set()
+    if data.demonstrations is not None:
+        keys |= {key_of(r) for r in require(load_demonstrations(data.demonstrations, tokenizer))}
+    if data.rankings is not None:
+        keys |= {key_of(r) for r in require(load_rankings(data.rankings))}
+    if data.prompts is not None:
+        keys |= {key_of(r) for r in require(load_prompts(data.prompts, tokenizer))}
+    kept = [record for record in records if key_of(record) not in keys]
+    if len(kept) < len(records):
+        number = len(records) - len(kept)
+        session.tell(f"held-out prompts: {number} of {len(records)} are trained on and left out")
+    return kept
 
 
 def as_sequences(backbone: Backbone, tokens: Sequence[Tokens]) -> Sequences:

@@ -29,7 +29,11 @@ class MetricLog:
         self._run.append(self._file, record | {k: float(v) for k, v in metrics.items()})
         if self._tracker is not None:
             named = {f"{self._stage}/{k}": float(v) for k, v in metrics.items()}
-            self._tracker.log(named, step=step)
+            # Weights & Biases drops whatever comes with a step below its newest, as every stage's
+            # first ones would.
+            counts_itself = any(t.name == "wandb" for t in self._tracker.trackers)
+            named[f"{self._stage}/step"] = float(step)
+            self._tracker.log(named, step=None if counts_itself else step)
 
     def cut_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed stage takes again."""

@@ -216,7 +216,7 @@ class PpoTrainer:
                 logprobs, _, hidden = policy_forward(
                     self.backbone, sequences, self.settings.temperature
                 )
-                policy = self._policy_loss(experience, rows, logprobs)
+                policy = self._policy_loss(experience, rows, logprobs, count)
                 values = spread(self.head(hidden), sequences.response_mask)
                 value = self._value_loss(experience, rows, values)
                 total = policy.total + self.settings.value_coef * value.total
@@ -226,7 +226,7 @@ class PpoTrainer:
             return
         with adapters.use("policy", train=True), self.backbone.training():
             logprobs, _, _ = policy_forward(self.backbone, sequences, self.settings.temperature)
-            policy = self._policy_loss(experience, rows, logprobs)
+            policy = self._policy_loss(experience, rows, logprobs, count)
             (policy.total / count).backward()
         yield policy, "policy"
         with adapters.use("value", train=True), self.backbone.training():
@@ -235,14 +235,23 @@ class PpoTrainer:
             (value.total / count).backward()
         yield value, "value"
 
-    def _policy_loss(self, experience: Experience, rows: list[int], logprobs: Tensor) -> LossOutput:
+    def _policy_loss(
+        self, experience: Experience, rows: list[int], logprobs: Tensor, count: float
+    ) -> LossOutput:
         width = slice(0, logprobs.shape[1])
         rollout = experience.rollout
+        mask = rollout.response_mask[rows, width]
+        advantages = experience.advantages[rows, width]
+        if self.settings.loss_aggregation == "sequence-mean":
+            # The loss is proportional to the advantage, and its sum is divided by the tokens of
+            # the minibatch: with this factor each response's mean weighs the same.
+            per_row = count / self.settings.minibatch_size
+            advantages = advantages * per_row / mask.sum(-1, keepdim=True)
         return policy_loss(
             logprobs,
             rollout.logprobs[rows, width],
-            experience.advantages[rows, width],
-            rollout.response_mask[rows, width],
+            advantages,
+            mask,
             self.settings.clip_range,
         )
 

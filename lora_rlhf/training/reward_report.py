@@ -12,6 +12,8 @@ from lora_rlhf.losses.reward import strict_pairs
 from lora_rlhf.training.rollout import score_answers
 from lora_rlhf.training.session import Session
 
+_FEW_PROMPTS = 30
+
 
 @dataclass(frozen=True)
 class Group:
@@ -111,6 +113,9 @@ def _correlation(scores: Sequence[float], lengths: Sequence[int]) -> float:
 def cluster_interval(per_prompt: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """95 % interval of a pair accuracy, by prompts: pairs of one prompt are not independent.
 
+    A bootstrap of few prompts is too narrow (of one prompt it is a point), so that below 30 it is
+    joined with Wilson's interval over prompts.
+
     Args:
         per_prompt: (right pairs, pairs) of each prompt.
     """
@@ -120,6 +125,10 @@ def cluster_interval(per_prompt: Sequence[tuple[float, int]]) -> tuple[float, fl
     rows = torch.randint(len(right), (2000, len(right)), generator=generator)
     means = right[rows].sum(-1) / pairs[rows].sum(-1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    if len(per_prompt) < _FEW_PROMPTS:
+        share = sum(r / n for r, n in per_prompt)
+        wide = stats.binomtest(round(share), len(per_prompt)).proportion_ci(method="wilson")
+        low, high = min(low, wide.low), max(high, wide.high)
     return low, high
 
 

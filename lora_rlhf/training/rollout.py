@@ -7,7 +7,7 @@ prompt_length + j - 1; its log-probability and its value are both read there.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ def sample(
     Raises:
         HardwareError: a single row does not fit.
     """
-    rows = min(max_rows, len(prompts))
+    rows = min(max_rows, len(prompts), backbone.rows_that_fit or max_rows)
     while True:
         try:
             with backbone.adapters.use(adapter), measure_phase("rollout", backbone.device):
@@ -79,7 +79,7 @@ def sample(
                     "out of memory while a single answer is decoded. Lower "
                     "data.max_response_tokens, or take a smaller base."
                 ) from None
-            rows //= 2
+            rows = backbone.rows_that_fit = rows // 2
             torch.cuda.empty_cache()
             _log.warning("out of memory: answers are decoded %d at a time from here on", rows)
 
@@ -136,6 +136,20 @@ def value_forward(backbone: Backbone, sequences: Sequences, head: ScalarHead) ->
     return spread(head(hidden), sequences.response_mask)
 
 
+def with_known_end(backbone: Backbone, sequences: Sequences) -> Sequences:
+    """The same rows, each that ended doing so with the one end token of the training data.
+
+    A model may stop with another (Qwen with <|endoftext|> for <|im_end|>); read there, the reward
+    model would say what nothing has taught it (RM1).
+    """
+    rows = torch.arange(len(sequences), device=sequences.lengths.device)
+    ends, ids = sequences.lengths - 1, sequences.input_ids.clone()
+    stops = torch.tensor(backbone.format.stop_ids, device=ids.device)
+    last = ids[rows, ends]
+    ids[rows, ends] = torch.where(torch.isin(last, stops), backbone.format.end_id, last)
+    return replace(sequences, input_ids=ids)
+
+
 def score_forward(
     backbone: Backbone, sequences: Sequences, head: ScalarHead, raw: bool = False
 ) -> Tensor:
@@ -162,9 +176,16 @@ def map_rows(
     """
     width = sequences.response_mask.shape[1]
     results: list[Tensor] = []
-    for rows in micro_batches(sequences, max_tokens):
-        with torch.no_grad(), measure_phase("score", sequences.lengths.device):
-            parts = forward(sequences.select(rows))
+    todo = micro_batches(sequences, max_tokens)[::-1]
+    while todo:
+        rows = todo.pop()
+        try:
+            with torch.no_grad(), measure_phase("score", sequences.lengths.device):
+                parts = forward(sequences.select(rows))
+        except torch.cuda.OutOfMemoryError as error:
+            error.__traceback__ = None  # it would keep the failed forward's tensors alive
+            todo += _halves(rows)
+            continue
         if not results:
             shapes = [(len(sequences), width)[: part.dim()] for part in parts]
             results = [torch.zeros(s, device=sequences.lengths.device) for s in shapes]
@@ -174,6 +195,22 @@ def map_rows(
             else:
                 result[rows, : part.shape[1]] = part.float()
     return tuple(results)
+
+
+def _halves(rows: list[int]) -> list[list[int]]:
+    """Half the rows each, for a forward that did not fit.
+
+    Raises:
+        HardwareError: a single row does not fit.
+    """
+    if len(rows) == 1:
+        raise HardwareError(
+            "out of memory while a single answer is scored. Lower data.max_prompt_tokens and "
+            "data.max_response_tokens, or take a smaller base."
+        )
+    torch.cuda.empty_cache()
+    _log.warning("out of memory: %d answers are scored in two halves", len(rows))
+    return [rows[len(rows) // 2 :], rows[: len(rows) // 2]]
 
 
 def score_answers(
@@ -187,6 +224,7 @@ def score_answers(
     sequences = make_sequences(
         list(prompts), list(responses), backbone.format.pad_id, backbone.device
     )
+    sequences = with_known_end(backbone, sequences)
     head = backbone.adapters.heads["reward"]
     with backbone.adapters.use("reward"):
         (scores,) = map_rows(
