@@ -16,7 +16,7 @@ from lora_rlhf.recipe_io import load_recipe, recipe_names
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"`(lora-rlhf [^`\n]+)`", README)))
-PLACEHOLDER = re.compile(r"[A-Z]{2,}|\[|\.\.\.")
+PLACEHOLDER = re.compile(r"[A-Z]{2,}|=[A-Z]\b|\[|\.\.\.")
 
 
 def test_the_two_make_commands_stand_by_line_40_and_are_targets():
