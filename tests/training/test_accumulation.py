@@ -114,6 +114,22 @@ def test_ppo_metrics_do_not_depend_on_the_micro_batches(kind):
     assert found[0]["ppo/ratio_max"] > 1.0
 
 
+@pytest.mark.parametrize("tokens", [ROW_BY_ROW, ALL])
+def test_sequence_mean_is_the_mean_of_each_responses_own_mean(tokens):
+    """Row by row the token mean is that row's own mean; their plain mean is the truth."""
+    trainer, experience = make_trainer()
+    own = []
+    for row in range(len(LENGTHS)):
+        trainer._gradients(experience, [row], True, ALL)
+        own.append(gradients(trainer.groups[0].parameters))
+    expected = torch.stack(own).mean(0)
+    by_token, _ = gradient_of(trainer, experience, ALL)
+    other, experience = make_trainer(loss_aggregation="sequence-mean")
+    found, _ = gradient_of(other, experience, tokens)
+    same(found, expected)
+    assert float((by_token - expected).abs().max()) > 1e-3
+
+
 def test_the_minibatch_of_ppo_takes_the_rows_it_names():
     """Rows given in another order, or as two halves, make up the same gradient."""
     trainer, experience = make_trainer()

@@ -32,6 +32,7 @@ from lora_rlhf.training.rollout import (
     score_answers,
     score_forward,
     value_forward,
+    with_known_end,
 )
 from tests.small import EOS, LORA, PAD, randomise, small_backbone
 
@@ -326,8 +327,17 @@ def test_the_interval_of_an_accuracy_covers_the_truth():
     assert naive < covered, "pairs taken as independent give too narrow an interval"
 
 
-def test_the_interval_of_a_sure_thing_is_a_point():
-    assert cluster_interval([(3, 3), (6, 6)]) == (1.0, 1.0)
+def test_the_interval_of_many_sure_things_is_a_point():
+    assert cluster_interval([(3, 3)] * 40) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_few_lucky_prompts_do_not_exclude_a_coin(prompts):
+    """Wilson for n of n: the lower end is n / (n + 1.96^2), .21 for one and .44 for three."""
+    low, high = cluster_interval([(1, 1)] * prompts)
+    assert low == pytest.approx(prompts / (prompts + 1.959964**2), abs=1e-6)
+    assert high == 1.0
+    assert not tells_answers_apart({"accuracy_ci": [low, high]})
 
 
 def test_a_reward_model_counts_when_its_whole_interval_is_above_a_half():
@@ -389,3 +399,13 @@ def test_distinct_pairs_are_counted_over_all_answers_together():
     assert distinct_2(["a b a b", "A b c", "a"]) == pytest.approx(3 / 5, abs=1e-12)
     assert distinct_2(["a b c", "a b c"]) == 0.5
     assert distinct_2(["one", ""]) == 1.0
+
+
+def test_scores_are_read_at_the_one_end_token_of_the_training_data():
+    """Whatever stop token ended an answer; an answer that did not end stays as it is."""
+    backbone = small_backbone()
+    backbone.format.stop_ids = (EOS, 50)
+    rows = make_sequences([[1, 5]] * 3, [[7, 50], [7, EOS], [7, 9]], PAD)
+    known = with_known_end(backbone, rows)
+    assert known.input_ids.tolist() == [[1, 5, 7, EOS], [1, 5, 7, EOS], [1, 5, 7, 9]]
+    assert rows.input_ids[0, -1] == 50, "log-probs must keep the token that was drawn"
