@@ -106,7 +106,7 @@ def test_next_steps_name_the_adapters_and_commands(tmp_path: Path) -> None:
     assert out.getvalue() == ""
     for role in ("reward", "policy"):
         run.adapter(role).mkdir(parents=True)
-        (run.adapter(role) / "lora_rlhf.json").write_text("{}")
+        (run.adapter(role) / "adapter_config.json").write_text("{}")
         display.next_steps(console, run)
     text = out.getvalue()
     assert str(run.adapter("policy")) in text

@@ -1,6 +1,5 @@
 """PPO: prompts and the reward model -> the adapter `policy`, held to the frozen `sft` by a KL."""
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -24,7 +23,12 @@ from lora_rlhf.training.checkpoint import (
     save_checkpoint,
     set_role_state,
 )
-from lora_rlhf.training.experience import Scorer, apply_missing_eos, rollout_metrics
+from lora_rlhf.training.experience import (
+    Scorer,
+    apply_missing_eos,
+    random_scores,
+    rollout_metrics,
+)
 from lora_rlhf.training.material import (
     TokenisedPrompt,
     as_sequences,
@@ -185,21 +189,6 @@ def _scorer(session: Session, settings: Ppo) -> Scorer:
         return scores
 
     return score
-
-
-def random_scores(sequences: Sequences, seed: int) -> Tensor:
-    """A control's score: standard normal noise, a function of the row's ids and the seed alone."""
-    scores = []
-    for ids, length in zip(sequences.input_ids.tolist(), sequences.lengths.tolist(), strict=True):
-        text = " ".join(map(str, ids[:length]))
-        generator = torch.Generator().manual_seed(_text_seed(text, seed))
-        scores.append(float(torch.randn((), generator=generator)))
-    return torch.tensor(scores, device=sequences.lengths.device)
-
-
-def _text_seed(text: str, seed: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
 
 
 def _ptx_batches(session: Session, settings: Ppo) -> PtxBatch | None:

@@ -1,5 +1,6 @@
 """From sampled answers to advantages: what a PPO round reads off its rollout, and what it means."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -147,3 +148,18 @@ def rollout_metrics(experience: Experience, settings: Ppo, kl_coef: float) -> di
         "ppo/explained_variance": float(explained),
         "ppo/kl_coef": kl_coef,
     }
+
+
+def random_scores(sequences: Sequences, seed: int) -> Tensor:
+    """A control's score: standard normal noise, a function of the row's ids and the seed alone."""
+    scores = []
+    for ids, length in zip(sequences.input_ids.tolist(), sequences.lengths.tolist(), strict=True):
+        text = " ".join(map(str, ids[:length]))
+        generator = torch.Generator().manual_seed(_text_seed(text, seed))
+        scores.append(float(torch.randn((), generator=generator)))
+    return torch.tensor(scores, device=sequences.lengths.device)
+
+
+def _text_seed(text: str, seed: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{text}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
