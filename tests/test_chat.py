@@ -83,15 +83,15 @@ def test_the_answer_is_that_of_the_decode_loop_and_its_pieces_join_to_it(engine)
 
 
 def test_a_letter_of_several_tokens_is_shown_whole_and_once(engine):
-    from lora_rlhf.chat.engine import _Stream
+    from lora_rlhf.chat.engine import TextStream
 
     text = "an owl \N{OWL} and na\u00efve \u4f60\u597d"
     ids = engine.backbone.format.response_ids(text, end=False)
     assert len(ids) > len(text.split())
     pieces: list[str] = []
-    stream = _Stream(engine.backbone, pieces.append)
+    stream = TextStream(engine.backbone.format, pieces.append)
     for token in ids:
-        stream.add(0, token)
+        stream.add(token)
     stream.finish()
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lora_rlhf.data.records import Message
+from lora_rlhf.data.template import ChatFormat
 from lora_rlhf.errors import DataError
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.generation import Answer, Sampling, generate
@@ -158,12 +159,22 @@ class Engine:
             DataError: of `prompt_ids`.
         """
         prompt, dropped = self.prompt_ids(messages)
-        stream = _Stream(self.backbone, on_text)
+        stream = TextStream(self.backbone.format, on_text)
+
+        def on_token(row: int, token: int) -> None:
+            stream.add(token)
+
         began = time.monotonic()
         stopped = False
         try:
             with self.backbone.adapters.use(self._role(adapter)):
-                generate(self.backbone, [prompt], [seed], sampling, on_token=stream.add)
+                generate(
+                    self.backbone,
+                    [prompt],
+                    [seed],
+                    sampling,
+                    on_token=lambda _, token: stream.add(token),
+                )
         except KeyboardInterrupt:
             stopped = True
         stream.finish()
@@ -202,18 +213,28 @@ class Engine:
         return None if adapter == BASE else adapter
 
 
-class _Stream:
-    """Turns tokens into pieces of text; a letter of several tokens waits for its last one."""
+class TextStream:
+    """Turns tokens into pieces of text; a letter of several tokens waits for its last one.
 
-    def __init__(self, backbone: Backbone, on_text: Callable[[str], None] | None) -> None:
+    Attributes:
+        ids: the tokens so far.
+        shown: the text so far.
+
+    Args:
+        chat_format: decodes.
+        on_text: called with each new piece.
+    """
+
+    def __init__(
+        self, chat_format: ChatFormat, on_text: Callable[[str], None] | None = None
+    ) -> None:
         self.ids: list[int] = []
         self.shown = ""
-        self._format = backbone.format
+        self._format = chat_format
         self._on_text = on_text
 
-    def add(self, row: int, token: int) -> None:
-        """Take the next token; of generate's `on_token`."""
-        assert row == 0
+    def add(self, token: int) -> None:
+        """Take the next token."""
         self.ids.append(token)
         self._show(self._format.decode(self.ids).rstrip(_HALF_LETTER))
 

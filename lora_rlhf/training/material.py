@@ -1,6 +1,7 @@
 """What the stages read, tokenised: demonstrations, training prompts, held-out prompts."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from lora_rlhf.data.batches import (
     Sequences,
@@ -13,21 +14,36 @@ from lora_rlhf.data.sources import load_demonstrations, load_prompts, load_ranki
 from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt
 from lora_rlhf.errors import DataError
 from lora_rlhf.model.backbone import Backbone
-from lora_rlhf.training.session import Session
+from lora_rlhf.recipe import Recipe
 
 RANKINGS = "rank/rankings.jsonl"  # of a run, where a simulated labeler made them
 Tokens = tuple[list[int], list[int]]
 TokenisedPrompt = tuple[list[int], Prompt]
 
 
-def demonstrations(session: Session) -> tuple[list[Tokens], list[Tokens]]:
+class Reader(Protocol):
+    """Who reads: a training session, or the app."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the run whose data is read."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """Its tokenizer and format count tokens."""
+
+    def tell(self, sentence: str) -> None:
+        """Say what was dropped."""
+
+
+def demonstrations(session: Reader) -> tuple[list[Tokens], list[Tokens]]:
     """Tokenised demonstrations, (train, held out), split by prompt."""
     records, heldout_records = split_demonstrations(session)
     return _tokenise(session, records), _tokenise(session, heldout_records)
 
 
 def split_demonstrations(
-    session: Session,
+    session: Reader,
 ) -> tuple[list[Demonstration], list[Demonstration]]:
     """The recipe's demonstrations without duplicates, (train, held out).
 
@@ -43,7 +59,7 @@ def split_demonstrations(
     return train, heldout
 
 
-def _tokenise(session: Session, records: Sequence[Demonstration]) -> list[Tokens]:
+def _tokenise(session: Reader, records: Sequence[Demonstration]) -> list[Tokens]:
     data = session.recipe.data
     tokens, dropped = tokenise_demonstrations(
         records, session.backbone.format, data.max_prompt_tokens, data.max_response_tokens
@@ -59,7 +75,7 @@ def _tokenise(session: Session, records: Sequence[Demonstration]) -> list[Tokens
     return tokens
 
 
-def training_prompts(session: Session) -> list[TokenisedPrompt]:
+def training_prompts(session: Reader) -> list[TokenisedPrompt]:
     """Prompts that training may see, tokenised: `data.prompts`, else the demonstrations' own."""
     data = session.recipe.data
     if data.prompts is not None:
@@ -76,12 +92,23 @@ def training_prompts(session: Session) -> list[TokenisedPrompt]:
     return tokens
 
 
-def heldout_prompts(session: Session, count: int) -> list[TokenisedPrompt]:
-    """Prompts that no training stage has seen.
+def heldout_prompts(session: Reader, count: int) -> list[TokenisedPrompt]:
+    """The first `count` prompts that no training stage has seen.
 
     Raises:
         DataError: fewer than `count`.
     """
+    tokens = all_heldout_prompts(session)
+    if len(tokens) < count:
+        raise DataError(
+            f"evaluate.prompts asks for {count} held-out prompts, but there are {len(tokens)}. "
+            f"Lower it, raise data.heldout_fraction, or give data.heldout_prompts."
+        )
+    return tokens[:count]
+
+
+def all_heldout_prompts(session: Reader) -> list[TokenisedPrompt]:
+    """Prompts that no training stage has seen."""
     data, backbone = session.recipe.data, session.backbone
     if data.heldout_prompts is not None:
         loaded = load_prompts(data.heldout_prompts, backbone.tokenizer, heldout=True)
@@ -95,15 +122,10 @@ def heldout_prompts(session: Session, count: int) -> list[TokenisedPrompt]:
     tokens, dropped = tokenise_prompts(records, backbone.format, data.max_prompt_tokens)
     for reason, number in dropped.items():
         session.tell(f"held-out prompts: {number} of {len(records)} dropped ({reason})")
-    if len(tokens) < count:
-        raise DataError(
-            f"evaluate.prompts asks for {count} held-out prompts, but there are {len(tokens)}. "
-            f"Lower it, raise data.heldout_fraction, or give data.heldout_prompts."
-        )
-    return tokens[:count]
+    return tokens
 
 
-def _never_trained_on(session: Session, records: list[Prompt]) -> list[Prompt]:
+def _never_trained_on(session: Reader, records: list[Prompt]) -> list[Prompt]:
     """Held-out prompts of a source of their own, without those that a training source holds."""
     data, tokenizer = session.recipe.data, session.backbone.tokenizer
     keys: set[str] = set()

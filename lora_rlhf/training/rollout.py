@@ -219,14 +219,15 @@ def score_answers(
     responses: Sequence[list[int]],
     max_tokens: int,
     raw: bool = False,
+    adapter: str = "reward",
 ) -> Tensor:
-    """Scores of the `reward` adapter for responses, (n,) on the CPU."""
+    """Scores of a reward adapter for responses, (n,) on the CPU."""
     sequences = make_sequences(
         list(prompts), list(responses), backbone.format.pad_id, backbone.device
     )
     sequences = with_known_end(backbone, sequences)
-    head = backbone.adapters.heads["reward"]
-    with backbone.adapters.use("reward"):
+    head = backbone.adapters.heads[adapter]
+    with backbone.adapters.use(adapter):
         (scores,) = map_rows(
             sequences, max_tokens, lambda s: (score_forward(backbone, s, head, raw),)
         )

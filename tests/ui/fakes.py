@@ -1,0 +1,136 @@
+"""An engine without a model: every answer is a function of its ask, as the real one's is."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lora_rlhf.data.records import user
+from lora_rlhf.errors import CheckpointError, ConfigError
+from ui.asking import BASE, Ask, Facts, PoolPrompt, Registered, Row, Waiting
+
+TEXT = "the owl sings under a silver moon and finds the old blue boat by the quiet river"
+WORDS = TEXT.split()
+
+
+class FakeEngine:
+    """Satisfies `ui.asking.Engine`.
+
+    Args:
+        seconds_a_word: how slowly it streams.
+        words: length of an answer.
+        prompts: of each pool.
+    """
+
+    def __init__(self, seconds_a_word: float = 0.0, words: int = 12, prompts: int = 40) -> None:
+        self.seconds_a_word = seconds_a_word
+        self.words = words
+        self.paused = ""
+        self.asked: list[Ask] = []
+        self._version = 1
+        self._entries = [
+            Registered(f"quick/{role}", Path("runs/quick"), role, Path(role), role * 8)
+            for role in ("sft", "reward", "policy")
+        ]
+        self._pools = {
+            kind: [
+                PoolPrompt(user(f"Describe the {kind} thing number {i}."), f"pool:{kind}#{i}")
+                for i in range(prompts)
+            ]
+            for kind in ("train", "heldout")
+        }
+
+    def facts(self) -> Facts:
+        return Facts(model="fake", template_sha256="t", most_new_tokens=64, default_new_tokens=16)
+
+    def state(self) -> str:
+        return self.paused or "ready"
+
+    def answerers(self) -> list[str]:
+        return [BASE, *(e.name for e in self._entries if e.role != "reward")]
+
+    def registered(self) -> list[Registered]:
+        return list(self._entries)
+
+    def version(self) -> int:
+        return self._version
+
+    def reward_adapter(self) -> str | None:
+        return [e.name for e in self._entries if e.role == "reward"][-1]
+
+    def stream(
+        self,
+        asks: Sequence[Ask],
+        *,
+        who: str,
+        cancel: threading.Event,
+        background: bool = False,
+    ) -> Iterator[Waiting | list[Row]]:
+        for ask in asks:
+            if ask.adapter not in self.answerers():
+                raise ConfigError(f"No adapter {ask.adapter!r}.")
+        self.asked += asks
+        texts = [answer_of(ask, self.words) for ask in asks]
+        rows = [Row(ask.adapter) for ask in asks]
+        for count in range(1, self.words + 1):
+            if cancel.is_set():
+                yield [replace(row, finish="stopped") for row in rows]
+                return
+            if self.seconds_a_word:
+                time.sleep(self.seconds_a_word)
+            rows = [
+                replace(row, text=" ".join(text.split()[:count]), n_tokens=count)
+                for row, text in zip(rows, texts, strict=True)
+            ]
+            yield rows
+        yield [
+            replace(
+                row,
+                finish="eos",
+                score=score_of(row.text),
+                kl=0.5,
+                logprob=-10.0,
+                rm_adapter=self.reward_adapter(),
+            )
+            for row in rows
+        ]
+
+    def score(self, items: Sequence[tuple[tuple, str]], adapter: str | None = None) -> list[float]:
+        return [score_of(text) for _, text in items]
+
+    def pool(self, kind: str) -> list[PoolPrompt]:
+        return self._pools[kind]
+
+    def adopt(self, run: Path) -> list[str]:
+        if not run.is_dir():
+            raise CheckpointError(f"{run} is not a run.")
+        fresh = [
+            Registered(f"{run.name}/{role}", run, role, run / role, role * 8)
+            for role in ("sft", "reward", "policy")
+        ]
+        self._entries += fresh
+        self._version += 1
+        return [entry.name for entry in fresh]
+
+    def release(self) -> None:
+        self.paused = "Training has the device."
+
+    def restore(self) -> None:
+        self.paused = ""
+
+    def close(self) -> None:
+        self.paused = "closed"
+
+
+def answer_of(ask: Ask, words: int = 12) -> str:
+    """What the fake answers: decided by adapter, prompt, sampling and seed alone."""
+    key = f"{ask.adapter}|{ask.messages}|{ask.temperature}|{ask.seed}"
+    digest = hashlib.sha256(key.encode()).digest()
+    return " ".join(WORDS[digest[i % len(digest)] % len(WORDS)] for i in range(words)) + "."
+
+
+def score_of(text: str) -> float:
+    """A reward that is a function of the text alone."""
+    return hashlib.sha256(text.encode()).digest()[0] / 64 - 2

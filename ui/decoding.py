@@ -1,0 +1,276 @@
+"""What the engine does with torch: load adapters, decode a batch, score it, read prompts."""
+
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from lora_rlhf.chat.engine import Engine as Dialogue
+from lora_rlhf.chat.engine import TextStream
+from lora_rlhf.data.batches import make_sequences
+from lora_rlhf.data.records import Messages
+from lora_rlhf.errors import HardwareError
+from lora_rlhf.model.backbone import Backbone
+from lora_rlhf.model.generation import Sampling, generate
+from lora_rlhf.quiet import hush
+from lora_rlhf.recipe import Recipe
+from lora_rlhf.training.material import all_heldout_prompts, training_prompts
+from lora_rlhf.training.rollout import adapter_logprobs, score_answers
+from ui.asking import BASE, Ask, Finish, PoolPrompt, Registered, Row
+from ui.registry import Registry
+
+
+class Decoder:
+    """A loaded backbone under the adapters' public names.
+
+    Args:
+        recipe: of the run; its base is loaded.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        hush()
+        self.recipe = recipe
+        self.backbone = Backbone.load(recipe.base)
+        self._dialogue = Dialogue(recipe, self.backbone)
+        # PEFT keeps adapters under names without dots, which run names may have.
+        self._keys: dict[str, str | None] = {BASE: None}
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def template_sha256(self) -> str:
+        """Of template and tokenizer."""
+        return self.backbone.format.sha256
+
+    @property
+    def continues(self) -> bool:
+        """Whether the base continues plain text."""
+        return self._dialogue.continues
+
+    @property
+    def most_new_tokens(self) -> int | None:
+        """What the context leaves after the longest prompt, if the model says."""
+        return self._dialogue.most_new_tokens
+
+    @property
+    def device(self) -> str:
+        """For people."""
+        device = self.backbone.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+    def load(self, entry: Registered) -> None:
+        """Put an adapter on the backbone under its public name (again, if it is there)."""
+        key = self._keys.get(entry.name) or f"a{len(self._keys)}"
+        self.backbone.adapters.load(key, entry.path)
+        self.backbone.adapters.freeze(key)
+        self._keys[entry.name] = key
+
+    def free(self) -> None:
+        """Let the weights go; the object is of no use afterwards."""
+        del self.backbone, self._dialogue
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def batch(self, asks: Sequence[Ask], must_stop: Callable[[], bool]) -> "Batch":
+        """Tokenise what is asked.
+
+        Raises:
+            DataError: a prompt over the limit.
+        """
+        prompts = [self._dialogue.prompt_ids(ask.messages) for ask in asks]
+        lines = [
+            _Line(ask, ids, dropped, TextStream(self.backbone.format))
+            for ask, (ids, dropped) in zip(asks, prompts, strict=True)
+        ]
+        return Batch(self.backbone, [self._keys[a.adapter] for a in asks], lines, must_stop)
+
+    def judged(self, batch: "Batch", registry: Registry) -> list[Row]:
+        """The finished rows with the reward model's score and the KL to `sft`."""
+        rows, reward = batch.rows(), registry.reward
+        whole = [i for i, row in enumerate(rows) if row.finish in ("eos", "length")]
+        whole = [i for i in whole if batch.lines[i].stream.ids]
+        if not whole:
+            return rows
+        prompts = [batch.lines[i].prompt for i in whole]
+        responses = [batch.lines[i].stream.ids for i in whole]
+        if reward is not None:
+            scores = self._scores(reward, prompts, responses)
+            for i, score in zip(whole, scores, strict=True):
+                rows[i] = replace(rows[i], score=score, rm_adapter=reward)
+        names = [rows[i].adapter for i in whole]
+        own = self._logprobs(names, prompts, responses)
+        references = [registry.reference_of(name) for name in names]
+        theirs = self._logprobs(references, prompts, responses)
+        for i, mine, reference in zip(whole, own, theirs, strict=True):
+            kl = None if mine is None or reference is None else mine - reference
+            rows[i] = replace(rows[i], logprob=mine, kl=kl)
+        return rows
+
+    def _scores(
+        self, reward: str, prompts: Sequence[list[int]], responses: Sequence[list[int]]
+    ) -> list[float]:
+        key = self._keys[reward]
+        assert key is not None
+        tokens = sum(map(len, prompts)) + sum(map(len, responses))
+        scores = score_answers(self.backbone, prompts, responses, max(tokens, 1), adapter=key)
+        return [float(s) for s in scores]
+
+    def _logprobs(
+        self,
+        names: Sequence[str | None],
+        prompts: Sequence[list[int]],
+        responses: Sequence[list[int]],
+    ) -> list[float | None]:
+        """Nats of each answer under its named adapter (None: unknown), one forward an adapter."""
+        found: list[float | None] = [None] * len(names)
+        for name in dict.fromkeys(n for n in names if n is not None):
+            rows = [i for i, other in enumerate(names) if other == name]
+            sequences = make_sequences(
+                [prompts[i] for i in rows],
+                [responses[i] for i in rows],
+                self.backbone.format.pad_id,
+                self.backbone.device,
+            )
+            logprobs = adapter_logprobs(
+                self.backbone,
+                self._keys[name],
+                sequences,
+                self._dialogue.temperature,
+                sequences.input_ids.numel(),
+            )
+            for i, total in zip(rows, logprobs.sum(-1).tolist(), strict=True):
+                found[i] = total
+        return found
+
+    def score(self, reward: str, items: Sequence[tuple[Messages, str]]) -> list[float]:
+        """Scores of texts as answers that ended by themselves, in the order given."""
+        if not items:
+            return []
+        prompts = [self.backbone.format.prompt_ids(messages) for messages, _ in items]
+        responses = [self.backbone.format.response_ids(text) for _, text in items]
+        return self._scores(reward, prompts, responses)
+
+    # -- prompts --------------------------------------------------------------------------------
+
+    def tell(self, sentence: str) -> None:
+        """Of `material.Reader`; what training has said of its data is not said again."""
+
+    def pool(self, kind: Literal["train", "heldout"]) -> list[PoolPrompt]:
+        """Prompts of the recipe's data, tokenisable within its limit."""
+        read = {"train": training_prompts, "heldout": all_heldout_prompts}[kind]
+        return [
+            PoolPrompt(prompt.messages, f"pool:{kind}#{number}")
+            for number, (_, prompt) in enumerate(read(self))
+        ]
+
+
+@dataclass
+class _Line:
+    ask: Ask
+    prompt: list[int]
+    dropped: int
+    stream: TextStream
+    ended: bool = False
+
+
+class Batch:
+    """Answers decoded together by `run`, in a thread, while `rows` is read in another."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapters: list[str | None],
+        lines: list[_Line],
+        must_stop: Callable[[], bool],
+    ) -> None:
+        self.lines = lines
+        self._backbone = backbone
+        self._adapters = adapters
+        self._must_stop = must_stop
+        self._lock = threading.Lock()
+        self._over = False
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Decode; an error is kept for `raise_error`."""
+        try:
+            for rows in self._alike():
+                self._decode(rows)
+        except torch.cuda.OutOfMemoryError:
+            self._error = HardwareError(
+                "The device has no memory left for this answer. Shorten the dialogue or the "
+                "length, or ask for fewer answers at once."
+            )
+        except BaseException as error:
+            self._error = error
+        with self._lock:
+            self._over = True
+
+    def raise_error(self) -> None:
+        """Raise what went wrong in `run`."""
+        if self._error is not None:
+            raise self._error
+
+    def _alike(self) -> list[list[int]]:
+        """Rows that share a Sampling; in practice all of them."""
+        groups: dict[Sampling, list[int]] = {}
+        for i, line in enumerate(self.lines):
+            groups.setdefault(_sampling(line.ask), []).append(i)
+        return list(groups.values())
+
+    def _decode(self, rows: list[int]) -> None:
+        lines = [self.lines[i] for i in rows]
+
+        def on_token(row: int, token: int) -> bool:
+            with self._lock:
+                lines[row].stream.add(token)
+            return self._must_stop()
+
+        if self._must_stop():
+            return
+        answers = generate(
+            self._backbone,
+            [line.prompt for line in lines],
+            [line.ask.seed for line in lines],
+            _sampling(lines[0].ask),
+            on_token=on_token,
+            adapters=[self._adapters[i] for i in rows],
+        )
+        with self._lock:
+            for line, answer in zip(lines, answers, strict=True):
+                line.ended = answer.ended
+                line.stream.finish()
+
+    def rows(self) -> list[Row]:
+        """What there is of every answer."""
+        with self._lock:
+            return [
+                Row(
+                    line.ask.adapter,
+                    line.stream.shown,
+                    len(line.stream.ids),
+                    self._finish_of(line),
+                    dropped=line.dropped,
+                )
+                for line in self.lines
+            ]
+
+    def _finish_of(self, line: _Line) -> Finish | None:
+        ids = line.stream.ids
+        if line.ended or (ids and ids[-1] in self._backbone.format.stop_ids):
+            return "eos"
+        if len(ids) >= line.ask.max_new_tokens:
+            return "length"
+        if self._error is not None:
+            return "error"
+        return "stopped" if self._over else None
+
+
+def _sampling(ask: Ask) -> Sampling:
+    return Sampling(ask.max_new_tokens, ask.temperature, ask.top_p)

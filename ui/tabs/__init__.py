@@ -1,0 +1,1 @@
+"""One module a tab: its handlers as plain functions, and `build`, which lays it out."""
