@@ -26,3 +26,11 @@ class HardwareError(UserError):
 
 class TrainingError(UserError):
     """A run that stopped itself: a loss that is not finite, a KL that ran away."""
+
+
+class PreferenceError(UserError):
+    """A store of preferences that cannot be opened, read or written."""
+
+
+class EventRefused(PreferenceError):
+    """An event that the store does not take: a vote twice, on nothing, or on somebody's task."""
