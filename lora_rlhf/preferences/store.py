@@ -201,6 +201,17 @@ class Store:
             row = connection.execute(query.order_by(JUDGEMENTS.c.seq.desc()).limit(1)).first()
         return None if row is None else _to_judged(row)
 
+    def retracted(self, task_id: str, annotator: str) -> int:
+        """How often this person has judged a task and taken it back."""
+        query = select(func.count()).where(
+            IS_JUDGEMENT,
+            JUDGEMENTS.c.task_id == task_id,
+            JUDGEMENTS.c.annotator == annotator,
+            IS_RETRACTED,
+        )
+        with self._database.reading() as connection:
+            return connection.scalar(query) or 0
+
     def judged_prompts(self, annotator: str) -> set[str]:
         """Hashes of the prompts of which this person has judgements that stand, skips counted."""
         query = (
@@ -221,12 +232,12 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """How many tasks, judgements, retracted, live, and annotators (with a live judgement)."""
-        kinds = select(EVENTS.c.kind, func.count()).group_by(EVENTS.c.kind)
+        kinds = select(EVENTS.c.kind, func.count().label("n")).group_by(EVENTS.c.kind)
         people = select(func.count(JUDGEMENTS.c.annotator.distinct())).where(
             IS_JUDGEMENT, ~IS_RETRACTED
         )
         with self._database.reading() as connection:
-            found: dict[str, int] = dict(connection.execute(kinds).tuples().all())
+            found: dict[str, int] = {row.kind: row.n for row in connection.execute(kinds)}
             annotators = connection.scalar(people) or 0
         judgements, retracted = found.get("judgement", 0), found.get("retract", 0)
         return {

@@ -1,0 +1,41 @@
+"""Stores on both databases: each test that takes `location` runs on either."""
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import NullPool, create_engine, text
+
+from lora_rlhf.preferences.store import Store
+from tests.preferences.servers import server
+
+_schemas = count()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A server for the whole session; `location` makes a schema on it for each test."""
+    with server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where an empty store can be opened: a file, or a new schema of a real server."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "rankings.db")
+        return
+    url = request.getfixturevalue("postgres")
+    schema = f"test{next(_schemas)}"  # cheaper than a database
+    admin = create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=NullPool)
+    with admin.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+    yield f"{url}&options=-csearch_path%3D{schema}"
+
+
+@pytest.fixture
+def store(location: str) -> Iterator[Store]:
+    """An empty open store."""
+    with Store.open(location) as opened:
+        yield opened
