@@ -4,7 +4,7 @@
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -71,6 +71,11 @@ class Row:
     logprob: float | None = None
     rm_adapter: str | None = None
     dropped: int = 0
+
+
+def finished(rows: Sequence[Row]) -> bool:
+    """Whether every answer is whole: ended by itself or at its length."""
+    return all(row.finish in ("eos", "length") for row in rows)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ class Engine(Protocol):
         who: str,
         cancel: threading.Event,
         background: bool = False,
-    ) -> Iterator[Waiting | list[Row]]:
+    ) -> Generator[Waiting | list[Row], None, None]:
         """Decode all asks in one batch, yielding all rows as they grow, at most 20 times a second.
 
         The last item has every `finish` set, and scores where they can be had. Setting `cancel`
@@ -209,6 +214,16 @@ class Engine(Protocol):
         Raises:
             UserError: made on another backbone, or it has none.
         """
+
+    def consider(self, run: Path) -> list[str]:
+        """As `adopt`, but the adapters are offered to nobody: `score` alone takes their names.
+
+        Raises:
+            UserError: as `adopt`.
+        """
+
+    def forget(self, run: Path) -> None:
+        """Let go of what was considered and not adopted."""
 
     def release(self) -> None:
         """Give the device's memory back, for training; `stream` raises Paused until `restore`."""

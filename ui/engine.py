@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -89,7 +89,7 @@ class StudioEngine:
         try:
             with self._changing:
                 decoder = Decoder(self.recipe)
-                for entry in self.registry.entries:
+                for entry in self.registry.loaded:
                     decoder.load(entry)
                 self._decoder, self._state = decoder, "ready"
         except UserError as error:
@@ -167,15 +167,35 @@ class StudioEngine:
         Raises:
             UserError: made on another backbone, or it has none.
         """
+        return self._take_in(run, offered=True)
+
+    def consider(self, run: Path) -> list[str]:
+        """As `adopt`, but nobody is offered them: `score` alone takes their names.
+
+        Raises:
+            UserError: made on another backbone, or it has none.
+        """
+        return self._take_in(run, offered=False)
+
+    def forget(self, run: Path) -> None:
+        """Let go of what was considered and not adopted."""
+        names = self.registry.drop(run)
+        if self._decoder is not None:
+            with self.turns.ticket("the app") as ticket:
+                _until_first(ticket)
+                for name in names:
+                    self._decoder.unload(name)
+
+    def _take_in(self, run: Path, offered: bool) -> list[str]:
         if not run.is_dir():
             raise CheckpointError(f"{run} is not a run directory. Give one under runs/.")
-        names = self.registry.add(Run(run))
+        names = self.registry.add(Run(run), offered)
         if not names:
             raise CheckpointError(f"{run} has no adapter yet. Let its training finish first.")
         if self._decoder is not None:
             with self.turns.ticket("the app") as ticket:
                 _until_first(ticket)
-                for entry in self.registry.entries:
+                for entry in self.registry.loaded:
                     if entry.name in names:
                         self._decoder.load(entry)
         return names
@@ -189,7 +209,7 @@ class StudioEngine:
         who: str,
         cancel: threading.Event,
         background: bool = False,
-    ) -> Iterator[Waiting | list[Row]]:
+    ) -> Generator[Waiting | list[Row], None, None]:
         """As `ui.asking.Engine.stream` says."""
         self._require_allowed(asks)
         with self.turns.ticket(who, background) as ticket:
@@ -286,13 +306,3 @@ def _require_within(name: str, value: float, low: float, high: float) -> None:
 def _until_first(ticket: Ticket) -> None:
     for _ in ticket.wait(threading.Event()):
         pass
-
-
-def finished(rows: Sequence[Row]) -> bool:
-    """Whether every row is whole: ended by itself or at its length."""
-    return all(row.finish in ("eos", "length") for row in rows)
-
-
-def stopped(rows: Sequence[Row]) -> list[Row]:
-    """The same rows, those that go on marked as stopped."""
-    return [row if row.finish else replace(row, finish="stopped") for row in rows]

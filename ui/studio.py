@@ -1,18 +1,18 @@
 """What every handler of the app needs, in one object. Imports no torch."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_rlhf.preferences.store import Store
-
 from lora_rlhf import __version__
+from lora_rlhf.data.records import prompt_key
 from lora_rlhf.errors import ConfigError
+from lora_rlhf.preferences.store import Judged, Store
 from lora_rlhf.runs import Run
 from ui.ahead import Ahead
-from ui.asking import Engine
+from ui.asking import Ask, Engine, PoolPrompt, Row, Waiting
 from ui.engine import StudioEngine
 from ui.jobs import Jobs
 
@@ -54,6 +54,7 @@ class Studio:
     multi_user: bool = False
     ahead: Ahead = field(init=False)
     _stops: dict[str, threading.Event] = field(default_factory=dict, repr=False)
+    _judged: tuple[int, list[Judged]] | None = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +91,24 @@ class Studio:
         engine.start()
         return cls(engine, opened, runs_dir, jobs, settings or Settings())
 
+    def judged(self) -> list[Judged]:
+        """All judgements that stand; read again only when something was stored."""
+        version = self.store.version()
+        with self._lock:
+            if self._judged is None or self._judged[0] != version:
+                self._judged = (version, self.store.judged())
+            return self._judged[1]
+
+    def judged_by(self, who: str, mode: str) -> list[Judged]:
+        """Those of one person in one mode."""
+        found = self.judged()
+        return [j for j in found if j.judgement.annotator == who and j.task.mode == mode]
+
+    def unseen(self, who: str, pool: Sequence[PoolPrompt]) -> list[PoolPrompt]:
+        """The prompts of a pool that this person has not judged, skips counted."""
+        seen = self.store.judged_prompts(who)
+        return [prompt for prompt in pool if prompt_key(prompt.messages) not in seen]
+
     @property
     def app_facts(self) -> dict[str, str]:
         """What a stored task says of the app that made it."""
@@ -119,6 +138,23 @@ class Studio:
             with self._lock:
                 if self._stops.get(key) is event:
                     del self._stops[key]
+
+    def answers(self, who: str, where: str, asks: Sequence[Ask]) -> Iterator[Waiting | list[Row]]:
+        """Stream answers that `stop`, and closing this iterator, end within a token.
+
+        Args:
+            who: the person's name.
+            where: the tab and page, for `stop`.
+            asks: what is wanted.
+
+        Raises:
+            UserError: of `Engine.stream`.
+        """
+        with (
+            self.stoppable(who, where) as cancel,
+            closing(self.engine.stream(asks, who=who, cancel=cancel)) as stream,
+        ):
+            yield from stream
 
     def stop(self, who: str, where: str) -> bool:
         """Stop the person's job in a tab; whether there was one."""

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,16 +22,24 @@ class FakeEngine:
         seconds_a_word: how slowly it streams.
         words: length of an answer.
         prompts: of each pool.
+        run: whose adapters it pretends to have.
     """
 
-    def __init__(self, seconds_a_word: float = 0.0, words: int = 12, prompts: int = 40) -> None:
+    def __init__(
+        self,
+        seconds_a_word: float = 0.0,
+        words: int = 12,
+        prompts: int = 40,
+        run: Path = Path("runs/quick"),
+    ) -> None:
         self.seconds_a_word = seconds_a_word
         self.words = words
         self.paused = ""
         self.asked: list[Ask] = []
+        self.considered: set[Path] = set()
         self._version = 1
         self._entries = [
-            Registered(f"quick/{role}", Path("runs/quick"), role, Path(role), role * 8)
+            Registered(f"{run.name}/{role}", run, role, run / role, role * 8)
             for role in ("sft", "reward", "policy")
         ]
         self._pools = {
@@ -67,7 +75,7 @@ class FakeEngine:
         who: str,
         cancel: threading.Event,
         background: bool = False,
-    ) -> Iterator[Waiting | list[Row]]:
+    ) -> Generator[Waiting | list[Row], None, None]:
         for ask in asks:
             if ask.adapter not in self.answerers():
                 raise ConfigError(f"No adapter {ask.adapter!r}.")
@@ -104,15 +112,27 @@ class FakeEngine:
         return self._pools[kind]
 
     def adopt(self, run: Path) -> list[str]:
-        if not run.is_dir():
-            raise CheckpointError(f"{run} is not a run.")
-        fresh = [
-            Registered(f"{run.name}/{role}", run, role, run / role, role * 8)
-            for role in ("sft", "reward", "policy")
-        ]
+        fresh = self._made_of(run)
+        self.considered.discard(run)
         self._entries += fresh
         self._version += 1
         return [entry.name for entry in fresh]
+
+    def consider(self, run: Path) -> list[str]:
+        self.considered.add(run)
+        return [entry.name for entry in self._made_of(run)]
+
+    def forget(self, run: Path) -> None:
+        self.considered.discard(run)
+
+    @staticmethod
+    def _made_of(run: Path) -> list[Registered]:
+        if not run.is_dir():
+            raise CheckpointError(f"{run} is not a run.")
+        return [
+            Registered(f"{run.name}/{role}", run, role, run / role, role * 8)
+            for role in ("sft", "reward", "policy")
+        ]
 
     def release(self) -> None:
         self.paused = "Training has the device."

@@ -1,0 +1,124 @@
+"""The page: a bar, six tabs, and what passes between them. No logic."""
+
+import html
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from ui.assets import text_of
+from ui.chatting import Talk
+from ui.comparing import compare_turn, restore
+from ui.people import person_of
+from ui.studio import Studio
+from ui.tabs import chat, compare, rank, retrain, runs, votes
+from ui.tabs.compare import updates
+from ui.wiring import page_of, told
+
+TITLE = "lora-rlhf studio"
+_LOOK_SECONDS = 2.0
+
+
+def look() -> dict[str, Any]:
+    """Theme, style and script, which Gradio takes when it launches."""
+    return {
+        # The machine's own fonts: nothing to fetch, and every script has its letters.
+        "theme": gr.themes.Soft(
+            primary_hue="indigo",
+            secondary_hue="indigo",
+            neutral_hue="slate",
+            font=["system-ui", "-apple-system", "Segoe UI", "DejaVu Sans", "sans-serif"],
+            font_mono=["ui-monospace", "DejaVu Sans Mono", "monospace"],
+        ).set(
+            block_title_background_fill="transparent",
+            block_title_background_fill_dark="transparent",
+            block_title_text_color="*neutral_600",
+            block_title_text_color_dark="*neutral_300",
+            block_title_padding="0",
+            block_title_text_weight="500",
+        ),
+        "css": text_of("studio.css"),
+        "js": text_of("studio.js"),
+    }
+
+
+def build_app(studio: Studio) -> gr.Blocks:
+    """Lay out every tab over one studio."""
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, fill_width=False, delete_cache=(3600, 86400)
+    ) as app:
+        bar = gr.HTML(_bar(studio, ""), elem_id="studio-top")
+        with gr.Tabs(elem_id="studio-tabs") as tabs:
+            with gr.Tab("Chat", id="chat"):
+                chat_tab = chat.build(studio)
+            with gr.Tab("Compare", id="compare"):
+                compare_tab = compare.build(studio)
+            with gr.Tab("Rank", id="rank") as rank_tab:
+                who = rank.build(studio, rank_tab)
+            with gr.Tab("Votes", id="votes"):
+                votes.build(studio)
+            with gr.Tab("Retrain", id="retrain"):
+                retrain.build(studio)
+            with gr.Tab("Runs", id="runs"):
+                runs.build(studio)
+        pickers = [chat_tab.adapter, chat_tab.other, compare_tab.first, compare_tab.second, who]
+        _keep_fresh(studio, app, bar, pickers)
+        _wire_compare(studio, app, tabs, chat_tab, compare_tab)
+    return app
+
+
+def _wire_compare(
+    studio: Studio,
+    app: gr.Blocks,
+    tabs: gr.Tabs,
+    chat_tab: chat.ChatTab,
+    compare_tab: compare.CompareTab,
+) -> None:
+    def on_compare(talk: Talk, other: str, request: gr.Request) -> Iterator[Any]:
+        me, page = person_of(request), page_of(request)
+        for pane in compare_turn(studio, me, page, talk, other):
+            yield gr.Tabs(selected="compare"), *updates(pane)
+
+    def on_load(request: gr.Request) -> Any:
+        return updates(restore(studio, person_of(request)))
+
+    chat_tab.compare.click(
+        told(on_compare),
+        [chat_tab.talk, chat_tab.other],
+        [tabs, *compare_tab.outputs],
+        show_progress="hidden",
+        concurrency_limit=None,
+    )
+    app.load(told(on_load), None, compare_tab.outputs, show_progress="hidden")
+
+
+def _keep_fresh(studio: Studio, app: gr.Blocks, bar: gr.HTML, pickers: list[gr.Dropdown]) -> None:
+    """Adapters that were adopted appear in every open page; the bar says how things stand."""
+    seen = gr.State((-1, ""))
+
+    def on_tick(before: tuple[int, str], request: gr.Request) -> Any:
+        now = (studio.engine.version(), studio.engine.state())
+        if now == before:
+            return (gr.skip(),) * (2 + len(pickers))
+        names = studio.engine.answerers()
+        fresh = [gr.Dropdown(choices=names) for _ in pickers]
+        return now, _bar(studio, person_of(request).name), *fresh
+
+    timer = gr.Timer(_LOOK_SECONDS)
+    for listen in (timer.tick, app.load):
+        listen(told(on_tick), [seen], [seen, bar, *pickers], show_progress="hidden", queue=False)
+
+
+def _bar(studio: Studio, name: str) -> str:
+    facts, state = studio.engine.facts(), studio.engine.state()
+    ready = state == "ready"
+    what = f"{facts.model} \u00b7 {facts.quantization} \u00b7 {facts.device}"
+    said = "ready" if ready else state
+    who = f'<span class="what me">you are {html.escape(name)}</span>' if name else ""
+    return (
+        '<div id="studio-bar"><span class="name">lora-rlhf studio</span>'
+        '<button type="button" id="studio-shortcuts" aria-haspopup="dialog">'
+        "<kbd>?</kbd> Shortcuts</button>"
+        f'<span class="what"><span class="dot {"ready" if ready else ""}"></span>'
+        f"{html.escape(said)} \u00b7 {html.escape(what)}</span>{who}</div>"
+    )

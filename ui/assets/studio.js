@@ -1,0 +1,106 @@
+// Keys, the clock of a judgement, and the list of shortcuts. Runs once, when the page has loaded.
+() => {
+  if (window.studio) return;
+  const OFF = "lora-rlhf-keys-off";
+  const began = {};
+  let keys = {};
+
+  const typing = (node) => Boolean(node && node.closest("input, textarea, select, [contenteditable=true]")) &&
+    !(node.type === "checkbox" || node.type === "radio" || node.type === "range" || node.type === "button");
+  const on = () => { try { return localStorage.getItem(OFF) !== "1"; } catch { return true; } };
+
+  window.studio = {
+    // Whether a key is meant for the page: not while somebody types, holds Ctrl, or repeats it.
+    wants: (event) => on() && !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat &&
+      !event.defaultPrevented && !typing(event.target) && !document.querySelector("dialog[open]"),
+    shown: (tab) => { began[tab] = performance.now(); keys[tab] = 0; },
+    done: (tab) => JSON.stringify({
+      ms: began[tab] ? Math.round(performance.now() - began[tab]) : null,
+      keys: (keys[tab] || 0),
+      device: matchMedia("(pointer: coarse)").matches ? "mobile" : "desktop",
+    }),
+  };
+
+  const visible = (node) => node && node.isConnected && node.offsetParent !== null;
+  const press = (id) => {
+    const node = document.getElementById(id);
+    const button = node && (node.matches("button") ? node : node.querySelector("button"));
+    if (!visible(button) || button.disabled) return false;
+    button.click();
+    return true;
+  };
+  // By place on the keyboard for digits, so that French and German ones work too.
+  const COMPARE = {
+    Digit1: "cmp-a", Numpad1: "cmp-a", Digit2: "cmp-b", Numpad2: "cmp-b", Digit0: "cmp-tie", Numpad0: "cmp-tie",
+    Digit9: "cmp-bad", Numpad9: "cmp-bad",
+  };
+  const SHIFTED = { Digit1: "cmp-a-much", Digit2: "cmp-b-much" };
+  const LETTERS = { s: "cmp-skip", u: "cmp-undo", n: "cmp-next" };
+
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      const dialog = document.querySelector("dialog[open]");
+      if (!dialog && typing(event.target)) event.target.blur();
+      return;
+    }
+    if (!window.studio.wants(event)) return;
+    if (event.key === "?") { event.preventDefault(); help(); return; }
+    if (event.key === "/") {
+      const box = [...document.querySelectorAll("#chat-box textarea, #cmp-box textarea")].find(visible);
+      if (box) { event.preventDefault(); box.focus(); }
+      return;
+    }
+    if (!visible(document.getElementById("cmp-votes"))) return;
+    keys.cmp = (keys.cmp || 0) + 1;
+    const id = event.shiftKey ? SHIFTED[event.code] : COMPARE[event.code] || LETTERS[event.key.toLowerCase()];
+    if (id && press(id)) event.preventDefault();
+  });
+
+  // After Enter the box would keep the focus, and "1" would be typed into it instead of voting.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && event.target.closest && event.target.closest("#cmp-box"))
+      setTimeout(() => event.target.blur(), 0);
+  });
+
+  const SHORTCUTS = [
+    ["Compare", [["1 / 2", "A or B is better"], ["Shift+1 / Shift+2", "much better"], ["0", "tie"], ["9", "both bad"], ["S", "skip"], ["U", "undo the saved vote"], ["N", "ask both again"]]],
+    ["Rank", [["A \u2026 I", "next best answer"], ["=", "tie with the one before"], ["Backspace", "take the last back"], ["Enter", "save (the last answer falls into place)"], ["X", "all bad"], ["S", "skip"], ["F", "flags"], ["U", "undo the saved ranking"]]],
+    ["Everywhere", [["/", "type a prompt"], ["Esc", "leave the field"], ["?", "this list"]]],
+  ];
+  function help() {
+    let dialog = document.getElementById("studio-help");
+    if (!dialog) {
+      dialog = document.createElement("dialog");
+      dialog.id = "studio-help";
+      dialog.setAttribute("aria-label", "Keyboard shortcuts");
+      const title = document.createElement("h2");
+      title.textContent = "Keyboard shortcuts";
+      dialog.append(title);
+      for (const [name, rows] of SHORTCUTS) {
+        const heading = document.createElement("h3");
+        heading.textContent = name;
+        const list = document.createElement("dl");
+        for (const [key, what] of rows) {
+          const dt = document.createElement("dt"), dd = document.createElement("dd"), kbd = document.createElement("kbd");
+          kbd.textContent = key; dt.append(kbd); dd.textContent = what; list.append(dt, dd);
+        }
+        dialog.append(heading, list);
+      }
+      const label = document.createElement("label"), box = document.createElement("input");
+      box.type = "checkbox"; box.checked = on();
+      box.addEventListener("change", () => { try { localStorage.setItem(OFF, box.checked ? "0" : "1"); } catch { /* a private window forgets it */ } });
+      label.append(box, document.createTextNode(" Single-key shortcuts are on"));
+      const close = document.createElement("button");
+      close.textContent = "Close"; close.className = "studio-close";
+      close.addEventListener("click", () => dialog.close());
+      dialog.append(label, close);
+      dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+      document.body.append(dialog);
+    }
+    dialog.showModal();
+  }
+  document.addEventListener("click", (event) => {
+    if (event.target.closest && event.target.closest("#studio-shortcuts")) help();
+  });
+  document.documentElement.lang = "en";
+}

@@ -1,0 +1,250 @@
+"""What the Chat tab does: answer, retry, edit, undo, like. Knows no browser."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lora_rlhf.data.records import Message
+from lora_rlhf.errors import ConfigError, UserError
+from ui.asking import Ask, Row, Waiting
+from ui.people import Person
+from ui.studio import Studio
+from ui.tasks import Client, judge, make_task, take_back
+from ui.words import facts_text, waiting_text
+
+_LIKE = {"Like": 1, "Dislike": -1}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the panel says; everything is checked again by the engine."""
+
+    adapter: str
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer.
+
+    Attributes:
+        text: the question.
+        ask: what the answer was asked with; None while there is none.
+        row: the answer.
+        retries: answers drawn before this one, so that a retry with a fixed seed is another one.
+        task_id: of the stored task, once it was liked.
+        vote_id: of the stored like.
+        liked: 1, -1 or None.
+    """
+
+    text: str
+    ask: Ask | None = None
+    row: Row | None = None
+    retries: int = 0
+    task_id: str | None = None
+    vote_id: str | None = None
+    liked: int | None = None
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A dialogue, kept on the server: a browser cannot change what was said."""
+
+    turns: tuple[Turn, ...] = ()
+    status: str = field(default="", compare=False)
+
+    def messages_before(self, number: int) -> list[Message]:
+        """All turns before turn `number` that were answered."""
+        found: list[Message] = []
+        for turn in self.turns[:number]:
+            if turn.row is not None and turn.row.text.strip():
+                found.append({"role": "user", "content": turn.text})
+                found.append({"role": "assistant", "content": turn.row.text})
+        return found
+
+    def display(self) -> list[dict[str, Any]]:
+        """As gr.Chatbot shows it; what is not part of an answer stands in its title."""
+        shown: list[dict[str, Any]] = []
+        for turn in self.turns:
+            shown.append({"role": "user", "content": turn.text})
+            if turn.row is not None:
+                text = turn.row.text or ("\u2026" if turn.row.finish is None else "*(empty)*")
+                if turn.row.finish == "stopped":
+                    text += " *(stopped)*"
+                shown.append({"role": "assistant", "content": text})
+        return shown
+
+    def feedback(self) -> list[str | None]:
+        """What was said of each shown message, as gr.Chatbot wants it."""
+        shown: list[str | None] = []
+        for turn in self.turns:
+            shown.append(None)
+            if turn.row is not None:
+                name = {1: "Like", -1: "Dislike"}.get(turn.liked or 0)
+                shown.append(name)
+        return shown
+
+
+# -- handlers -----------------------------------------------------------------------------------
+
+
+def send(
+    studio: Studio, person: Person, page: str, talk: Talk, text: Any, controls: Controls
+) -> Iterator[Talk]:
+    """Answer a message, streaming.
+
+    Raises:
+        UserError: an empty message, or what the engine refuses.
+    """
+    text = str(text or "").strip()
+    if not text:
+        raise ConfigError("Type a message first.")
+    yield from _answer(studio, person, page, talk, Turn(text), controls)
+
+
+def retry(
+    studio: Studio, person: Person, page: str, talk: Talk, index: Any, controls: Controls
+) -> Iterator[Talk]:
+    """Draw another answer to the turn that message `index` belongs to; later turns are dropped."""
+    number = turn_of(talk, index)
+    old = talk.turns[number]
+    before = Talk(talk.turns[:number])
+    again = Turn(old.text, retries=old.retries + 1)
+    yield from _answer(studio, person, page, before, again, controls)
+
+
+def edit(
+    studio: Studio, person: Person, page: str, talk: Talk, index: Any, text: Any, controls: Controls
+) -> Iterator[Talk]:
+    """Ask a changed question in place of an old one; later turns are dropped."""
+    number = turn_of(talk, index)
+    yield from send(studio, person, page, Talk(talk.turns[:number]), text, controls)
+
+
+def undo(talk: Talk, index: Any) -> tuple[Talk, str]:
+    """Take a turn and all later ones back; the dialogue and the question, to be typed again."""
+    number = turn_of(talk, index)
+    return Talk(talk.turns[:number]), talk.turns[number].text
+
+
+def like(studio: Studio, person: Person, talk: Talk, index: Any, value: Any) -> Talk:
+    """Store that an answer was liked or disliked; the opposite, or the same again, takes it back.
+
+    Args:
+        studio: the app.
+        person: whose like it is.
+        talk: the dialogue.
+        index: of the message, as the browser says.
+        value: Like, Dislike, or anything else for neither.
+
+    Raises:
+        UserError: an answer that was stopped, or none.
+    """
+    number = turn_of(talk, index)
+    turn = talk.turns[number]
+    if turn.row is None or turn.ask is None or turn.row.finish not in ("eos", "length"):
+        raise ConfigError("Only a whole answer can be liked; this one was stopped.")
+    wanted = _LIKE.get(value)
+    if wanted == turn.liked:
+        return talk
+    task_id = turn.task_id
+    if task_id is None:
+        task = make_task(studio, person, "chat", [turn.ask], [turn.row], blind=False)
+        task_id = task.task_id
+    if turn.vote_id is not None:
+        take_back(studio, person, turn.vote_id)
+    vote = None
+    if wanted is not None:
+        stored = studio.store.task(task_id)
+        assert stored is not None
+        rid = stored.responses[0].rid
+        strength = 1 if wanted == 1 else -1
+        vote = judge(
+            studio,
+            person,
+            stored,
+            ranking=((rid,),),
+            outcome="decided",
+            strength=strength,
+            client=Client(),
+            scores_visible=turn.row.score is not None,
+        ).id
+    turns = list(talk.turns)
+    turns[number] = replace(turn, task_id=task_id, vote_id=vote, liked=wanted)
+    said = {1: "Liked", -1: "Disliked"}.get(wanted or 0, "Taken back")
+    return Talk(tuple(turns), f"{said}, and stored.")
+
+
+def turn_of(talk: Talk, index: Any) -> int:
+    """The turn that a shown message belongs to; the last one for anything that is no index."""
+    if isinstance(index, list | tuple) and index:
+        index = index[0]
+    owners = [n for n, turn in enumerate(talk.turns) for _ in range(1 + (turn.row is not None))]
+    if not owners:
+        raise ConfigError("There is nothing said yet.")
+    is_index = isinstance(index, int) and not isinstance(index, bool)
+    return owners[index] if is_index and 0 <= index < len(owners) else owners[-1]
+
+
+def _answer(
+    studio: Studio, person: Person, page: str, before: Talk, turn: Turn, controls: Controls
+) -> Iterator[Talk]:
+    number = len(before.turns)
+    history = before.messages_before(number)
+    asked: Message = {"role": "user", "content": turn.text}
+    ask = Ask(
+        adapter=controls.adapter,
+        messages=(*history, asked),
+        temperature=controls.temperature,
+        top_p=controls.top_p,
+        max_new_tokens=controls.max_new_tokens,
+        seed=_seed(controls.seed, number, turn.retries),
+    )
+    turn = replace(turn, ask=ask, row=Row(ask.adapter))
+    talk = Talk((*before.turns, turn), "Asked.")
+    yield talk
+    try:
+        for item in studio.answers(person.name, f"chat/{page}", [ask]):
+            if isinstance(item, Waiting):
+                talk = replace(talk, status=waiting_text(item))
+            else:
+                turn = replace(turn, row=item[0])
+                talk = Talk((*before.turns, turn), _status(item[0]))
+            yield talk
+    except UserError:
+        yield replace(before, status="Not answered.")
+        raise
+
+
+def _status(row: Row) -> str:
+    if row.finish is None:
+        return f"{row.adapter} answers \u00b7 {row.n_tokens} tokens"
+    left_out = f" \u00b7 the oldest {row.dropped} turns were left out" if row.dropped else ""
+    facts = facts_text(row.n_tokens, row.score, row.kl, row.finish)
+    return f"{row.adapter} \u00b7 {facts}{left_out}"
+
+
+def _seed(seed: int | None, number: int, retries: int) -> int:
+    """The seed of an answer: drawn, or made of the fixed one, the turn and the retry."""
+    if seed is None:
+        return random.SystemRandom().randrange(2**31)
+    return (seed + 1_000_003 * number + 7_919 * retries) % 2**31
+
+
+def controls_of(adapter: Any, temperature: Any, top_p: Any, length: Any, seed: Any) -> Controls:
+    """What the panel holds, as numbers.
+
+    Raises:
+        ConfigError: a field that is no number.
+    """
+    try:
+        fixed = None if seed in (None, "") else int(seed)
+        return Controls(str(adapter), float(temperature), float(top_p), int(length), fixed)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"Temperature, top-p, length and seed must be numbers ({str(error)[:80]})."
+        ) from error

@@ -1,0 +1,341 @@
+"""What the Rank tab does: the next task, a ranking of it, undo. Knows no browser."""
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any, Literal
+
+from lora_rlhf.preferences.choice import Candidate, choose
+
+from lora_rlhf.errors import ConfigError
+from lora_rlhf.preferences.events import Judgement, Sampler, Task
+from lora_rlhf.preferences.store import Judged
+from ui.ahead import Plan, Prepared
+from ui.people import Person
+from ui.studio import Studio
+from ui.tasks import (
+    LETTERS,
+    Client,
+    Refused,
+    again,
+    as_shown,
+    is_whole,
+    judge,
+    make_task,
+    own_task,
+    rids_of,
+    take_back,
+)
+from ui.words import facts_text
+
+FEWEST, MOST = 2, 9
+_LOOK_SECONDS = 0.25
+_REPEAT_AFTER = 10  # judgements between a task and its repeat
+_DAY = 86_400.0
+Outcome = Literal["decided", "tie", "both_bad", "skip"]
+_SAID = {"tie": "All tie", "both_bad": "All bad", "skip": "Skipped", "decided": "Ranked"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What the tab shows; kept on the server.
+
+    Attributes:
+        task_id: what a ranking would be of; None while the next task is made.
+        prompt: as text.
+        answers: by their letters.
+        status: a sentence.
+        tone: of the status: "", good or bad.
+        reveal: who wrote the answers of the task before, line by line.
+        ready: tasks that lie ready behind this one.
+        can_undo: there is a ranking to take back.
+        tally: what this person has done, in a line.
+    """
+
+    task_id: str | None = None
+    prompt: str = ""
+    answers: tuple[dict[str, str], ...] = ()
+    status: str = "The first answers are being made."
+    tone: str = ""
+    reveal: tuple[str, ...] = ()
+    ready: int = 0
+    can_undo: bool = False
+    tally: str = field(default="", compare=False)
+
+    def for_browser(self) -> dict[str, Any]:
+        """What the page is sent: no adapter of an answer that is not judged yet is in it."""
+        return {
+            "task": self.task_id or "",
+            "prompt": self.prompt,
+            "answers": list(self.answers),
+            "status": self.status,
+            "tone": self.tone,
+            "reveal": list(self.reveal),
+            "ready": self.ready,
+            "undo": self.can_undo,
+            "tally": self.tally,
+        }
+
+
+def plan_of(
+    studio: Studio,
+    person: Person,
+    adapters: Any,
+    answers: Any,
+    temperature: Any,
+    top_p: Any,
+    length: Any,
+) -> Plan:
+    """What the panel asks for.
+
+    Raises:
+        ConfigError: an unknown adapter, none, or a number out of range.
+    """
+    names = studio.engine.answerers()
+    chosen = [str(a) for a in adapters] if isinstance(adapters, list | tuple) else []
+    unknown = [a for a in chosen if a not in names]
+    if unknown or not chosen:
+        found = unknown[0][:80] if unknown else "none chosen"
+        raise ConfigError(f"Who answers: {found}. Allowed: one or more of {', '.join(names)}.")
+    try:
+        plan = Plan(
+            who=person.name,
+            adapters=tuple(sorted(set(chosen))),
+            answers=int(answers),
+            temperature=float(temperature),
+            top_p=float(top_p),
+            max_new_tokens=int(length),
+            version=studio.engine.version(),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError("Answers, temperature, top-p and length must be numbers.") from error
+    if not FEWEST <= plan.answers <= MOST:
+        raise ConfigError(f"{plan.answers} answers. Allowed: {FEWEST} to {MOST}.")
+    if plan.temperature <= 0.0:
+        raise ConfigError("Temperature 0 gives the same answer each time. Allowed: above 0.")
+    return plan
+
+
+# -- the next task ------------------------------------------------------------------------------
+
+
+def next_sheet(
+    studio: Studio, person: Person, plan: Plan, before: Sheet, active: bool = False
+) -> Iterator[Sheet]:
+    """The task that waits for this person, else a new one, waiting until one is made.
+
+    Raises:
+        UserError: no prompt is left, or the engine refuses the plan.
+    """
+    studio.ahead.want(plan, lambda: studio.store.judged_prompts(person.name))
+    while True:
+        sheet = ready_sheet(studio, person, plan, before, active)
+        if sheet is not None:
+            yield sheet
+            return
+        state = studio.engine.state()
+        text = "The next answers are being made." if state == "ready" else state
+        yield replace(before, task_id=None, answers=(), prompt="", status=text, tone="")
+        failed = studio.ahead.wait(plan, _LOOK_SECONDS)
+        if failed:
+            raise ConfigError(failed)
+
+
+def ready_sheet(
+    studio: Studio, person: Person, plan: Plan, before: Sheet, active: bool = False
+) -> Sheet | None:
+    """A task that can be shown at once; None where one must be made first."""
+    task = studio.store.open_task(person.name, "rank")
+    if task is None or not is_whole(task):
+        task = _seen_before(studio, person) or _from_shelf(studio, person, plan, active)
+    return None if task is None else show(studio, person, plan, task, before)
+
+
+def show(studio: Studio, person: Person, plan: Plan, task: Task, before: Sheet) -> Sheet:
+    """A stored task as it lies on the screen."""
+    answers = tuple(
+        {
+            "letter": LETTERS[r.pos],
+            "text": r.text,
+            "note": "cut at the length limit" if r.finish_reason == "length" else "",
+        }
+        for r in as_shown(task)
+    )
+    turns = task.prompt
+    prompt = turns[0]["content"] if len(turns) == 1 else ""
+    own = studio.judged_by(person.name, "rank")
+    status = before.status if before.tone == "good" else "Which is best? Press its letter, or tap."
+    return replace(
+        before,
+        task_id=task.task_id,
+        status=status,
+        prompt=prompt or "\n\n".join(f"{m['role']}: {m['content']}" for m in turns),
+        answers=answers,
+        ready=studio.ahead.ready(plan),
+        can_undo=bool(own),
+        tally=tally(own),
+    )
+
+
+def _from_shelf(studio: Studio, person: Person, plan: Plan, active: bool) -> Task | None:
+    prepared, sampler = None, Sampler()
+    if active:
+        chosen = _choose(studio.ahead.candidates(plan))
+        if chosen is None:
+            return None
+        wanted, sampler = chosen
+        prepared = studio.ahead.take(plan, wanted)
+    else:
+        prepared = studio.ahead.take(plan)
+    if prepared is None:
+        return None
+    return make_task(
+        studio,
+        person,
+        "rank",
+        prepared.asks,
+        prepared.rows,
+        source=prepared.prompt.source,
+        blind=True,
+        sampler=sampler,
+    )
+
+
+def _choose(candidates: list[Prepared]) -> tuple[Prepared, Sampler] | None:
+    """One of the tasks that lie ready, by the reward model's uncertainty, or at random."""
+    if not candidates:
+        return None
+    made = [
+        Candidate(
+            scores=tuple(row.score for row in c.rows if row.score is not None),
+            lengths=tuple(row.n_tokens for row in c.rows if row.score is not None),
+        )
+        for c in candidates
+    ]
+    choice = choose(made, random.SystemRandom())
+    return candidates[choice.index], choice.sampler
+
+
+def _seen_before(studio: Studio, person: Person) -> Task | None:
+    """Now and then a task that was judged already: by others, or by oneself some time ago."""
+    settings, chance = studio.settings, random.SystemRandom().random()
+    if chance >= settings.overlap + settings.repeats:
+        return None
+    everything = [j for j in studio.judged() if _can_come_again(j)]
+    own = [j for j in everything if j.judgement.annotator == person.name]
+    if chance < settings.overlap:
+        mine = {_root(j.task) for j in own}
+        others = [j.task for j in everything if j.judgement.annotator != person.name]
+        found = [t for t in others if _root(t) not in mine]
+    else:
+        twice = [_root(j.task) for j in own]
+        found = [j.task for j in own[:-_REPEAT_AFTER] if twice.count(_root(j.task)) == 1]
+    return again(studio, person, random.SystemRandom().choice(found)) if found else None
+
+
+def _can_come_again(judged: Judged) -> bool:
+    sampled = judged.task.sampler.strategy != "import"
+    return judged.task.mode == "rank" and sampled and judged.judgement.outcome != "skip"
+
+
+def _root(task: Task) -> str:
+    return task.repeat_of or task.task_id
+
+
+# -- a ranking ----------------------------------------------------------------------------------
+
+
+def submit(studio: Studio, person: Person, sheet: Sheet, sent: Any) -> Sheet:
+    """Store a ranking; what is shown next has no task until `ready_sheet` or `next_sheet` gives it.
+
+    Args:
+        studio: the app.
+        person: who ranked.
+        sheet: what was shown.
+        sent: of the browser: order (tie groups of letters, best first), outcome, flags, note, ms,
+            keys, device.
+
+    Raises:
+        UserError: nothing to rank, letters that do not fit, or a second ranking of the task.
+    """
+    task = own_task(studio, person, sheet.task_id)
+    if not isinstance(sent, dict):
+        raise Refused("The ranking did not arrive whole. Rank again.")
+    outcome, ranking = _said(task, sent)
+    flags = sent.get("flags")
+    stored = judge(
+        studio,
+        person,
+        task,
+        ranking=ranking,
+        outcome=outcome,
+        flags=flags if isinstance(flags, list) else (),
+        note=sent.get("note"),
+        client=Client.parse(sent),
+    )
+    seconds = (stored.client_ms or stored.server_ms or 0) / 1000
+    return replace(
+        sheet,
+        task_id=None,
+        prompt="",
+        answers=(),
+        status=f"{_SAID[outcome]}. Saved after {seconds:.0f} s.",
+        tone="good",
+        reveal=reveal(task, stored),
+        can_undo=True,
+    )
+
+
+def _said(task: Task, sent: dict[str, Any]) -> tuple[Outcome, tuple[tuple[str, ...], ...]]:
+    everything = (tuple(r.rid for r in as_shown(task)),)
+    outcome = sent.get("outcome")
+    if outcome == "skip":
+        return "skip", ()
+    if outcome == "both_bad":
+        return "both_bad", everything
+    if outcome != "decided":
+        raise Refused("That is no ranking. Rank again.")
+    ranking = rids_of(task, sent.get("order"))
+    return ("tie", everything) if len(ranking) == 1 else ("decided", ranking)
+
+
+def undo(studio: Studio, person: Person, plan: Plan, sheet: Sheet) -> Sheet:
+    """Take the last ranking back and show its task again; the one on the screen comes after it.
+
+    Raises:
+        UserError: there is none.
+    """
+    last = studio.store.last(person.name, "rank")
+    if last is None:
+        raise ConfigError("There is no ranking of yours to take back.")
+    take_back(studio, person, last.judgement.id)
+    shown = show(studio, person, plan, last.task, replace(sheet, reveal=()))
+    return replace(shown, status="Taken back. Rank it again.", tone="")
+
+
+def reveal(task: Task, judgement: Judgement) -> tuple[str, ...]:
+    """Who wrote what, in the order of the ranking, with reward and KL."""
+    order = [rid for group in judgement.ranking for rid in group]
+    shown = [task.response(rid) for rid in order] or as_shown(task)
+    return tuple(
+        f"{LETTERS[r.pos]}: {r.adapter or 'base'} \u00b7 "
+        f"{facts_text(r.n_tokens, r.rm_score, r.kl_to_ref, r.finish_reason)}"
+        for r in shown
+    )
+
+
+def tally(own: list[Judged]) -> str:
+    """How much a person has ranked, and how fast, in a line."""
+    if not own:
+        return "No ranking yet."
+    now = time.time()
+    today = sum(now - j.judgement.done_ts < _DAY for j in own)
+    times = [
+        (j.judgement.client_ms or j.judgement.server_ms or 0) / 1000
+        for j in own
+        if j.judgement.outcome != "skip"
+    ]
+    speed = f" \u00b7 median {median(times):.0f} s" if times else ""
+    return f"{len(own)} ranked \u00b7 {today} in 24 hours{speed}"

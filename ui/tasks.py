@@ -1,0 +1,285 @@
+"""Answers become tasks of the store, and what a browser sends becomes a judgement of one.
+
+Nothing here takes an answer, an adapter or a person from the browser: a browser names a task, and
+letters of answers as they lie on the screen; everything else is looked up.
+"""
+
+import itertools
+import json
+import random
+import string
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lora_rlhf.data.records import prompt_key
+from lora_rlhf.errors import UserError
+from lora_rlhf.preferences.events import (
+    FLAGS,
+    UNFINISHED,
+    Flag,
+    Judgement,
+    Response,
+    Retract,
+    Sampler,
+    SamplingFacts,
+    Task,
+)
+from ui.asking import Ask, Engine, Row
+from ui.people import Person
+from ui.studio import Studio
+
+LETTERS = string.ascii_uppercase
+Mode = Literal["pair", "rank", "chat"]
+_VOTES = uuid.UUID("5f0c4d4e-6f1e-4b9c-9a54-2f6d2c6b7a10")
+_LONGEST_NOTE = 2000
+_A_DAY_MS = 86_400_000
+
+
+class Refused(UserError):
+    """A vote that cannot be taken as it was sent."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """What the browser says of how a judgement came about; only its shape is checked.
+
+    Attributes:
+        ms: from shown to done.
+        keys: pressed or tapped.
+        device: desktop or mobile.
+    """
+
+    ms: int | None = None
+    keys: int | None = None
+    device: Literal["desktop", "mobile"] | None = None
+
+    @classmethod
+    def parse(cls, sent: Any) -> "Client":
+        """From a dict or JSON of one; whatever does not fit counts as not said."""
+        if isinstance(sent, str):
+            try:
+                sent = json.loads(sent)
+            except ValueError:
+                sent = {}
+        if not isinstance(sent, dict):
+            return cls()
+        device = sent.get("device")
+        return cls(
+            ms=_count(sent.get("ms"), _A_DAY_MS),
+            keys=_count(sent.get("keys"), 10_000),
+            device=device if device in ("desktop", "mobile") else None,
+        )
+
+
+def _count(value: Any, most: int) -> int | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value <= most else None
+
+
+# -- tasks --------------------------------------------------------------------------------------
+
+
+def make_task(
+    studio: Studio,
+    person: Person,
+    mode: Mode,
+    asks: Sequence[Ask],
+    rows: Sequence[Row],
+    *,
+    source: str = "typed",
+    blind: bool,
+    sampler: Sampler | None = None,
+) -> Task:
+    """The record of what is shown, and stores it; blind ones are laid out in random order."""
+    assert len(asks) == len(rows)
+    places = list(range(len(rows)))
+    if blind:
+        random.SystemRandom().shuffle(places)
+    shas = {entry.name: entry.sha256 for entry in studio.engine.registered()}
+    messages = asks[0].messages
+    task = Task(
+        mode=mode,
+        annotator=person.name,
+        blind=blind,
+        prompt=messages,
+        prompt_source=source,
+        prompt_sha256=prompt_key(messages),
+        sampler=sampler or Sampler(),
+        responses=tuple(
+            _response(i, place, ask, row, shas.get(ask.adapter))
+            for i, (place, ask, row) in enumerate(zip(places, asks, rows, strict=True))
+        ),
+        app=studio.app_facts,
+        **_backbone(studio.engine),
+    )
+    studio.store.add(task)
+    return task
+
+
+def _response(number: int, place: int, ask: Ask, row: Row, sha256: str | None) -> Response:
+    assert row.finish is not None
+    return Response(
+        rid=f"r{number}",
+        pos=place,
+        adapter=ask.adapter,
+        adapter_sha256=sha256,
+        text=row.text,
+        sampling=SamplingFacts(
+            temperature=ask.temperature, top_p=ask.top_p, max_new_tokens=ask.max_new_tokens
+        ),
+        seed=ask.seed,
+        n_tokens=row.n_tokens,
+        finish_reason=row.finish,
+        rm_adapter=row.rm_adapter,
+        rm_score=row.score,
+        kl_to_ref=row.kl,
+        logprob=row.logprob,
+    )
+
+
+def _backbone(engine: Engine) -> dict[str, Any]:
+    facts = engine.facts()
+    return {
+        "backbone": {
+            "name": facts.model,
+            "revision": facts.revision,
+            "quant": facts.quantization,
+        },
+        "template_sha256": facts.template_sha256 or None,
+    }
+
+
+def again(studio: Studio, person: Person, task: Task) -> Task:
+    """The same answers in another order, for agreement between people and with oneself."""
+    places = [r.pos for r in task.responses]
+    order = list(places)
+    random.SystemRandom().shuffle(order)
+    if order == places:
+        order.reverse()
+    copy = task.model_copy(
+        update={
+            "task_id": uuid.uuid4().hex,
+            "ts": time.time(),
+            "annotator": person.name,
+            "sampler": Sampler(strategy="repeat"),
+            "repeat_of": task.repeat_of or task.task_id,
+            "responses": tuple(
+                r.model_copy(update={"pos": place})
+                for r, place in zip(task.responses, order, strict=True)
+            ),
+        }
+    )
+    studio.store.add(copy)
+    return copy
+
+
+def as_shown(task: Task) -> list[Response]:
+    """The answers by their place: the first is A."""
+    return sorted(task.responses, key=lambda r: r.pos)
+
+
+def is_whole(task: Task) -> bool:
+    """Whether every answer was finished, so that it can be judged."""
+    return all(r.finish_reason not in UNFINISHED for r in task.responses)
+
+
+def own_task(studio: Studio, person: Person, task_id: str | None) -> Task:
+    """A task that was made for this person.
+
+    Raises:
+        Refused: there is none of that id, or it is somebody else's.
+    """
+    task = studio.store.task(task_id) if isinstance(task_id, str) and task_id else None
+    if task is None or task.annotator != person.name:
+        raise Refused("There is nothing to vote on here. Ask first, or reload the page.")
+    return task
+
+
+# -- judgements ---------------------------------------------------------------------------------
+
+
+def rids_of(task: Task, letters: Any) -> tuple[tuple[str, ...], ...]:
+    """Tie groups of rids from tie groups of letters, best first.
+
+    Raises:
+        Refused: not a list of lists that names each answer once.
+    """
+    shown = {LETTERS[r.pos]: r.rid for r in task.responses}
+    if not isinstance(letters, list) or not all(isinstance(g, list) and g for g in letters):
+        raise Refused("The ranking did not arrive whole. Rank again.")
+    named = [letter for group in letters for letter in group]
+    if not all(isinstance(n, str) for n in named) or sorted(named) != sorted(shown):
+        raise Refused(f"The ranking must name each of {', '.join(sorted(shown))} once. Rank again.")
+    return tuple(tuple(shown[letter] for letter in group) for group in letters)
+
+
+def judge(
+    studio: Studio,
+    person: Person,
+    task: Task,
+    *,
+    ranking: tuple[tuple[str, ...], ...] = (),
+    outcome: Literal["decided", "tie", "both_bad", "skip"],
+    strength: Literal[-1, 1, 2] | None = None,
+    flags: Sequence[Any] = (),
+    note: Any = "",
+    client: Client | None = None,
+    scores_visible: bool = False,
+) -> Judgement:
+    """Store what a person said of their task; it is on the disk when this returns.
+
+    Raises:
+        UserError: the store refuses it, such as a second vote on the same task.
+    """
+    client = client or Client()
+    now = time.time()
+    judgement = Judgement(
+        id=vote_id(studio, person, task),
+        task_id=task.task_id,
+        annotator=person.name,
+        session=person.session,
+        blind=task.blind,
+        type="like" if task.mode == "chat" else task.mode,
+        ranking=ranking,
+        outcome=outcome,
+        strength=strength,
+        flags=_flags(flags),
+        note=str(note or "")[:_LONGEST_NOTE],
+        shown_ts=task.ts,
+        done_ts=now,
+        client_ms=client.ms,
+        server_ms=max(0, int(1000 * (now - task.ts))),
+        keys=client.keys,
+        device=client.device,
+        scores_visible=scores_visible,
+    )
+    studio.store.add(judgement)
+    return judgement
+
+
+def vote_id(studio: Studio, person: Person, task: Task) -> str:
+    """The id of this person's next vote on a task: the same for a double click, new after undo."""
+    for number in itertools.count():
+        found = uuid.uuid5(_VOTES, f"{task.task_id}/{person.name}/{number}").hex
+        if studio.store.judgement(found) is None:
+            return found
+    raise AssertionError("count() does not end")
+
+
+def take_back(studio: Studio, person: Person, judgement_id: str) -> None:
+    """Retract a judgement of this person.
+
+    Raises:
+        UserError: there is none, it is another's, or it was taken back already.
+    """
+    studio.store.add(Retract(ref=judgement_id, annotator=person.name))
+
+
+def _flags(sent: Sequence[Any]) -> tuple[Flag, ...]:
+    wrong = [flag for flag in sent if flag not in get_args(Flag)]
+    if wrong:
+        raise Refused(f"{str(wrong[0])[:40]!r} is no flag. Allowed: {', '.join(FLAGS)}.")
+    return tuple(dict.fromkeys(sent))

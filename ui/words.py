@@ -1,0 +1,27 @@
+"""Sentences that several tabs say. Plain text: whoever puts them into a page escapes them."""
+
+from ui.asking import Waiting
+
+
+def waiting_text(item: Waiting) -> str:
+    """For a status line."""
+    before = "1 job is" if item.ahead == 1 else f"{item.ahead} jobs are"
+    return f"Waiting for the device: {before} ahead of you."
+
+
+def facts_text(
+    n_tokens: int | None, score: float | None, kl: float | None, finish: str | None = None
+) -> str:
+    """Reward, KL and length of an answer in one line."""
+    parts = []
+    if score is not None:
+        parts.append(f"reward {score:+.2f}")
+    if kl is not None:
+        parts.append(f"KL {round(kl, 1) + 0.0:+.1f} nats")  # + 0.0: no -0.0
+    if n_tokens is not None:
+        parts.append(f"{n_tokens} token{'' if n_tokens == 1 else 's'}")
+    if finish == "length":
+        parts.append("cut at the length limit")
+    elif finish == "stopped":
+        parts.append("stopped")
+    return " \u00b7 ".join(parts)
