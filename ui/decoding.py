@@ -68,6 +68,12 @@ class Decoder:
         self.backbone.adapters.freeze(key)
         self._keys[entry.name] = key
 
+    def unload(self, name: str) -> None:
+        """Take an adapter off the backbone, if it is on it."""
+        key = self._keys.get(name)
+        if key is not None and key in self.backbone.adapters.names:
+            self.backbone.adapters.delete(key)
+
     def free(self) -> None:
         """Let the weights go; the object is of no use afterwards."""
         del self.backbone, self._dialogue

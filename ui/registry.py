@@ -26,14 +26,20 @@ class Registry:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._entries: dict[str, Registered] = {}
+        self._candidates: dict[str, Registered] = {}
         self._fingerprint: dict[str, str] | None = None
         self._made_by = Path()
         self.version = 0
         for run in runs:
             self.add(run)
 
-    def add(self, run: Run) -> list[str]:
+    def add(self, run: Run, offered: bool = True) -> list[str]:
         """Take in a run's adapters; their names.
+
+        Args:
+            run: its directory.
+            offered: to everybody. Others are candidates: known by name, and in no list but
+                `loaded`, until they are added again as offered ones.
 
         Raises:
             CheckpointError: made on another backbone than those there are.
@@ -49,9 +55,17 @@ class Registry:
                 Registered(name, run.path, role, path, hashlib.sha256(weights).hexdigest())
             )
         for entry in fresh:
-            self._entries[entry.name] = entry
-        self.version += bool(fresh)
+            self._candidates.pop(entry.name, None)
+            (self._entries if offered else self._candidates)[entry.name] = entry
+        self.version += bool(fresh) and offered
         return [entry.name for entry in fresh]
+
+    def drop(self, run: Path) -> list[str]:
+        """Forget the candidates of a run; their names."""
+        names = [e.name for e in self._candidates.values() if e.run == run]
+        for name in names:
+            del self._candidates[name]
+        return names
 
     def _require_same_backbone(self, path: Path) -> None:
         file = path / "lora_rlhf.json"
@@ -72,13 +86,24 @@ class Registry:
 
     @property
     def entries(self) -> list[Registered]:
-        """All of them, in the order they came."""
+        """All that are offered, in the order they came."""
         return list(self._entries.values())
 
     @property
+    def loaded(self) -> list[Registered]:
+        """All that lie on the backbone: those that are offered, and candidates."""
+        return [*self._entries.values(), *self._candidates.values()]
+
+    @property
     def answerers(self) -> list[str]:
-        """Names that can answer, the base first."""
-        return [BASE, *(e.name for e in self._entries.values() if e.role != "reward")]
+        """Names that can answer, the base first; a retrained run's copy of `sft` is no new one."""
+        names, seen = [BASE], set()
+        for entry in self._entries.values():
+            is_copy = entry.role == "sft" and entry.sha256 in seen
+            if entry.role != "reward" and not is_copy:
+                names.append(entry.name)
+            seen.add(entry.sha256)
+        return names
 
     @property
     def reward(self) -> str | None:
