@@ -1,4 +1,5 @@
 # make quickstart: install into .venv, then the whole pipeline on the embedded base (CPU, minutes)
+# make ui:         the app over the runs there are: chat, compare, rank, retrain
 # make test:       install with the development tools, lint, type check, tests
 # make lint:       ruff and mypy alone
 # PYTHON=python3.12 make test chooses the interpreter of a new .venv.
@@ -9,13 +10,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart ui test lint clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -4
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
 
 quickstart: $(VENV)/.installed
 	@$(BIN)/lora-rlhf run quickstart
+
+ui: $(VENV)/.installed
+	@$(BIN)/lora-rlhf ui --open
 
 test: $(VENV)/.installed-dev lint
 	@echo "pytest"
