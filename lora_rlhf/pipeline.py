@@ -136,7 +136,7 @@ def _run_stages(recipe: Recipe, run: Run, todo: list[str], force: bool, console:
     )
     load_finished_adapters(session, todo)
     check_before_training(session, todo)
-    display.stage_table(console, stage_rows(recipe, memory, todo))
+    display.stage_table(console, stage_rows(recipe, run, memory, todo))
     for stage in todo:
         _RUN[stage](session)
         run.write_json("summary.json", run.summary() | {"memory": _memory(run, memory)})
@@ -221,8 +221,13 @@ def load_finished_adapters(session: Session, todo: list[str]) -> None:
         )
 
 
-def stage_rows(recipe: Recipe, memory: MemoryPlan, todo: list[str]) -> list[display.StageRow]:
-    """The table before the start: role, adapter, from where, trainable parameters, memory."""
+def stage_rows(
+    recipe: Recipe, run: Run, memory: MemoryPlan, todo: list[str]
+) -> list[display.StageRow]:
+    """The table before the start: role, adapter, from where, trainable parameters, memory.
+
+    Of the stages that do not run now, those that are complete.
+    """
     trainable, gib = memory.adapter_parameters, memory.stages
     value, double = "", 1
     if recipe.ppo is not None and recipe.ppo.value == "adapter":
@@ -236,7 +241,8 @@ def stage_rows(recipe: Recipe, memory: MemoryPlan, todo: list[str]) -> list[disp
         "evaluate": ("", "held-out prompts", 0),
     }
     rows = {s: display.StageRow(s, *of[s], memory_gib=gib.get(s)) for s in recipe.stages}
-    return [replace(rows[s], done=s not in todo) for s in recipe.stages]
+    shown = [s for s in recipe.stages if s in todo or run.is_complete(s)]
+    return [replace(rows[s], done=s not in todo) for s in shown]
 
 
 def _write_environment(recipe: Recipe, run: Run) -> None:

@@ -3,37 +3,62 @@
 import hashlib
 from collections.abc import Sequence
 
-from lora_rlhf.data.records import Demonstration, Prompt, R, Record, Text, key_of, prompt_text
+from lora_rlhf.data.records import (
+    Demonstration,
+    Prompt,
+    R,
+    Ranking,
+    Record,
+    Text,
+    key_of,
+    prompt_text,
+)
 from lora_rlhf.errors import DataError
 
 
 def split_by_prompt(
-    records: Sequence[R], fraction: float, salt: str = ""
+    records: Sequence[R], fraction: float, salt: str = "", least: int = 1
 ) -> tuple[list[R], list[R]]:
     """(train, held out), decided by each prompt's hash alone.
 
     All records of a prompt fall on one side, in every stage and whatever else the file holds: what
-    SFT held out, the reward model and PPO hold out too. Where chance leaves a side empty and there
-    are two prompts or more, it gets the prompt with the nearest hash.
+    SFT held out, the reward model and PPO hold out too. Where chance leaves a side fewer than
+    `least` prompts, it gets those with the nearest hashes, as far as there are enough for both.
 
     Args:
         records: in any order; each part keeps it.
         fraction: share of the prompts to hold out; 0 holds out none.
         salt: another split, independent of the one without: for records whose prompts all come
             from its training side already.
+        least: prompts of each side.
     """
     keys = [_salted(key_of(record), salt) for record in records]
     distinct = sorted(set(keys))
-    heldout = {key for key in distinct if int(key[:16], 16) < fraction * 16**16}
-    if fraction > 0 and len(distinct) > 1:
-        if not heldout:
-            heldout = {distinct[0]}
-        elif len(heldout) == len(distinct):
-            heldout.remove(distinct[-1])
+    count = sum(int(key[:16], 16) < fraction * 16**16 for key in distinct)
+    if fraction > 0:
+        room = min(least, len(distinct) // 2)
+        count = min(max(count, room), len(distinct) - room)
+    heldout = set(distinct[:count])
     sides: tuple[list[R], list[R]] = ([], [])
     for key, record in zip(keys, records, strict=True):
         sides[key in heldout].append(record)
     return sides
+
+
+def split_rankings(
+    records: Sequence[Ranking], fraction: float, of_training_prompts: bool
+) -> tuple[list[Ranking], list[Ranking]]:
+    """`split_by_prompt` for the reward model: two prompts a side, where there are four.
+
+    One held-out prompt tells neither an accuracy nor an interval.
+
+    Args:
+        records: in any order.
+        fraction: share of the prompts to hold out.
+        of_training_prompts: their answers were sampled to prompts of the training side, by a
+            simulated labeler or in the app; SFT's own split would hold out none of them.
+    """
+    return split_by_prompt(records, fraction, "rank" if of_training_prompts else "", least=2)
 
 
 def _salted(key: str, salt: str) -> str:
@@ -57,7 +82,7 @@ def _rest(record: Record) -> object:
         return record.response.strip()
     if isinstance(record, Prompt | Text):
         return None
-    return record.responses, record.groups, record.tag
+    return record.responses, record.groups, record.tag, record.annotator
 
 
 def leak_check(train: Sequence[Record], heldout: Sequence[Record]) -> None:

@@ -1,11 +1,13 @@
 """Held-out splits: by prompt, stable, and never on both sides."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_rlhf.data.records import Demonstration, Prompt, Ranking, Record, Text, key_of, user
-from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt
+from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt, split_rankings
 from lora_rlhf.errors import DataError
 
 demonstrations = st.lists(
@@ -118,3 +120,22 @@ def test_a_salted_split_is_independent_of_the_plain_one():
     assert not set(again_train) & set(again_heldout)
     # Binomial(1600, 0.2): five standard deviations are 80.
     assert abs(len(again_heldout) - 0.2 * len(train)) < 80
+
+
+@given(st.integers(1, 12), fractions)
+def test_rankings_of_few_prompts_leave_two_on_each_side_and_never_move_one_across(count, fraction):
+    """The held-out prompts are those with the lowest hashes, found here by sorting."""
+    rankings = [Ranking(user(f"p{i}"), ("x", "y"), ((0,), (1,))) for i in range(count)]
+    for of_training_prompts in (False, True):
+        salt = "rank" if of_training_prompts else ""
+        train, heldout = split_rankings(rankings, fraction, of_training_prompts)
+        plain = split_by_prompt(rankings, fraction, salt)[1]
+        order = sorted(rankings, key=lambda r: _hash_of(key_of(r), salt))
+        assert keys(heldout) == keys(order[: len(heldout)])
+        assert min(len(train), len(heldout)) >= min(2, count // 2)
+        if 2 <= len(plain) <= count - 2:
+            assert keys(heldout) == keys(plain)
+
+
+def _hash_of(key: str, salt: str) -> str:
+    return hashlib.sha256(f"{salt}/{key}".encode()).hexdigest() if salt else key
