@@ -4,7 +4,6 @@ Nothing heavy is imported at the top: the help and `recipes` come up without tor
 """
 
 import errno
-import os
 import shlex
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lora_rlhf import __version__
+from lora_rlhf import __version__, cli_ui
 from lora_rlhf.errors import ConfigError, UserError
 from lora_rlhf.quiet import hush_imports
 
@@ -271,7 +270,9 @@ def plan(
 @app.command(epilog="Try:\n\nlora-rlhf chat quickstart\n\nlora-rlhf chat runs/quickstart-2")
 def chat(run: RunName, runs_dir: RunsDir = Path("runs")) -> None:
     """Talk to the adapters of a run in the terminal."""
-    opened = _existing(run, runs_dir)
+    from lora_rlhf.runs import find_run
+
+    opened = find_run(run, runs_dir)
     from lora_rlhf.chat import chat as talk
 
     talk(opened)
@@ -293,7 +294,9 @@ def export(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write an adapter for other tools: a PEFT directory, or a merged model."""
-    opened = _existing(run, runs_dir)
+    from lora_rlhf.runs import find_run
+
+    opened = find_run(run, runs_dir)
     has = opened.adapters()
     if adapter not in has:
         raise ConfigError(
@@ -308,6 +311,9 @@ def export(
     _console().print(f"Wrote {target}", markup=False, soft_wrap=True)
 
 
+app.command(epilog=cli_ui.EPILOG)(cli_ui.ui)
+
+
 @app.command(epilog="Try:\n\nlora-rlhf doctor")
 def doctor() -> None:
     """Look at torch, CUDA, bitsandbytes and memory, and say what to do."""
@@ -315,20 +321,3 @@ def doctor() -> None:
 
     if not run_doctor(_console()):
         raise typer.Exit(USER_ERROR)
-
-
-def _existing(name: str, runs_dir: Path) -> "Run":
-    """The run of a name or a directory.
-
-    Raises:
-        ConfigError: there is none; names those that are.
-    """
-    from lora_rlhf.runs import Run
-
-    candidates = [runs_dir / name, Path(name)]
-    for path in candidates:
-        if (path / "recipe.yaml").is_file():
-            return Run(path)
-    there = sorted(p.parent.name for p in runs_dir.glob("*/recipe.yaml"))
-    found = f"{runs_dir}{os.sep} has: {', '.join(there)}" if there else f"{runs_dir} has none yet"
-    raise ConfigError(f"{name} is not a run. {found}. Make one: lora-rlhf run quickstart")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.errors import CheckpointError
+from lora_rlhf.errors import CheckpointError, ConfigError
 
 Json = dict[str, Any]
 
@@ -203,3 +203,17 @@ class Run:
                 f"or start the run again under another name."
             ) from error
         return content
+
+
+def find_run(name: str, runs_dir: Path) -> Run:
+    """The run of a name or a directory.
+
+    Raises:
+        ConfigError: there is none; names those that are.
+    """
+    for path in (runs_dir / name, Path(name)):
+        if (path / "recipe.yaml").is_file():
+            return Run(path)
+    there = sorted(p.parent.name for p in runs_dir.glob("*/recipe.yaml"))
+    found = f"{runs_dir}{os.sep} has: {', '.join(there)}" if there else f"{runs_dir} has none yet"
+    raise ConfigError(f"{name} is not a run. {found}. Make one: lora-rlhf run quickstart")

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_rlhf.errors import ConfigError
 from ui.hosts import Hosts, is_loopback
-from ui.people import People, secret_at
+from ui.people import People
 from ui.security import Door, Guard
 from ui.users import Users
 
@@ -295,7 +295,7 @@ def _url(host: str, port: int) -> str:
     return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
-# -- the command --------------------------------------------------------------------------------
+# -- until somebody stops it ---------------------------------------------------------------------
 
 
 def serve(
@@ -364,42 +364,3 @@ def _stoppable() -> Iterator[Callable[[], None]]:
 def _wait(asked: threading.Event) -> None:
     while not asked.wait(1.0):  # in pieces: a signal is noticed between two of them at the latest
         pass
-
-
-def main(
-    runs: Sequence[Path],
-    *,
-    runs_dir: Path,
-    store: str,
-    settings: Settings,
-    say: Callable[[str], None],
-) -> None:
-    """What `lora-rlhf ui` does once it knows what it is asked for.
-
-    Args:
-        runs: their directories, the first of which gives the backbone.
-        runs_dir: where retraining makes new ones.
-        store: path of an SQLite file, or a postgresql:// URL.
-        settings: where and to whom.
-        say: prints a line.
-
-    Raises:
-        UserError: settings, runs or a store that cannot be used.
-    """
-    users = settings.check()  # before anything takes time
-    prepare_environment()
-    from lora_rlhf.runs import Run
-    from ui import app
-    from ui.studio import Studio
-
-    studio = Studio.open([Run(path) for path in runs], store, runs_dir)
-    studio.multi_user = users is not None
-    secret = secret_at(_secret_path(store, runs_dir)) if users is None else None
-    serve(studio, app.build_app, settings, look=app.look(), secret=secret, say=say)
-
-
-def _secret_path(store: str, runs_dir: Path) -> Path:
-    """Beside the store, so that whoever moves the one moves the other."""
-    if "://" in store:
-        return runs_dir / ".ui-secret"
-    return Path(f"{store}.secret")

@@ -159,7 +159,7 @@ def _parsed(line: str, where: str) -> tuple[str, _User]:
             f"{where}: not a line of users. Allowed: NAME:{'|'.join(get_args(Role))}:scrypt$... as "
             f"written by {_ADD}"
         ) from error
-    _check_name(name, where)
+    check_name(name, where)
     return name, _User(cast("Role", role), n, r, p, *salted)
 
 
@@ -168,7 +168,12 @@ def _bearable(n: int, r: int, p: int) -> bool:
     return n > 1 and n & (n - 1) == 0 and r > 0 and 0 < p <= 16 and 128 * n * r < _MOST_MEMORY
 
 
-def _check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str) -> None:
+    """Refuse what cannot be the name of a user.
+
+    Raises:
+        ConfigError: with what is allowed.
+    """
     if not _NAME.fullmatch(name) or name.startswith(LOCAL):
         raise ConfigError(
             f"{where}: {name!r} is no name of a user. Allowed: 1 to 32 letters, digits, '.', '_' "
@@ -185,7 +190,7 @@ def add_user(path: Path, name: str, password: str, admin: bool) -> bool:
     Raises:
         ConfigError: a name or password that is not allowed, or a file that cannot be used.
     """
-    _check_name(name, "--add-user")
+    check_name(name, "--add-user")
     if not SHORTEST_PASSWORD <= len(password) <= _LONGEST_PASSWORD:
         raise ConfigError(
             f"The password has {len(password)} characters. Allowed: {SHORTEST_PASSWORD} to "
