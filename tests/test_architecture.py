@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "lora_rlhf"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+PACKAGES = ("lora_rlhf", "ui")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 MOST_LINES = 400
@@ -47,11 +47,34 @@ LAYERS = {
     "lora_rlhf.pipeline": 5,
     "lora_rlhf.continuing": 5,
     "lora_rlhf.checking": 5,
+    "lora_rlhf.cli_ui": 6,
     "lora_rlhf.cli": 6,
     "lora_rlhf.__main__": 7,
+    "ui": 8,
 }
+# The one way up: the command that opens the app, and only when it is called.
+OPENS_THE_APP = "lora_rlhf.cli_ui"
 # What must come up without torch: help, checks of a recipe, the app's shell.
-NO_TORCH = ("errors", "recipe", "recipe_io", "runs", "preferences", "cli", "continuing")
+NO_TORCH = (
+    "lora_rlhf.errors",
+    "lora_rlhf.recipe",
+    "lora_rlhf.recipe_io",
+    "lora_rlhf.runs",
+    "lora_rlhf.preferences",
+    "lora_rlhf.cli",
+    "lora_rlhf.continuing",
+    "ui.asking",
+    "ui.jobs",
+    "ui.opening",
+    "ui.people",
+    "ui.security",
+    "ui.server",
+    "ui.studio",
+    "ui.turns",
+    "ui.users",
+)
+# Gradio reads its environment when it is imported, so whoever sets that must come first.
+NO_GRADIO = ("lora_rlhf.cli", "ui.opening", "ui.people", "ui.security", "ui.server", "ui.users")
 
 
 def module_name(path: Path) -> str:
@@ -101,11 +124,12 @@ def layer(module: str) -> int:
 
 
 def ours(names: set[str]) -> set[str]:
-    return {name for name in names if name.split(".")[0] == "lora_rlhf"}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
 
 
 def test_every_module_has_a_layer() -> None:
-    tops = {".".join(module.split(".")[:2]) for module in MODULES}
+    library = [module for module in MODULES if module.split(".")[0] == "lora_rlhf"]
+    tops = {".".join(module.split(".")[:2]) for module in library}
     assert tops <= set(LAYERS), "new: give it a layer here, and say who may import it"
 
 
@@ -115,8 +139,21 @@ def test_imports_go_down_or_sideways() -> None:
         for module, path in MODULES.items()
         for other in ours(imports(path, inside_functions=True))
         if layer(other) > layer(module)
+        and not (module == OPENS_THE_APP and layer(other) == LAYERS["ui"])
     ]
     assert upward == []
+
+
+def test_the_library_loads_nothing_of_the_app() -> None:
+    """Not even the command that opens it, before it is called."""
+    at_load = [
+        f"{module} imports {other}"
+        for module, path in MODULES.items()
+        if module.split(".")[0] == "lora_rlhf"
+        for other in imports(path, inside_functions=False)
+        if other.split(".")[0] == "ui"
+    ]
+    assert at_load == []
 
 
 def test_losses_import_torch_and_each_other_alone() -> None:
@@ -166,7 +203,7 @@ def test_every_library_that_is_imported_is_a_declared_requirement() -> None:
         f"{module} imports {name}"
         for module, path in MODULES.items()
         for name in {n.split(".")[0] for n in imports(path, inside_functions=True)}
-        if name not in {*sys.stdlib_module_names, "lora_rlhf"}
+        if name not in {*sys.stdlib_module_names, *PACKAGES}
         and not required & {home.lower().replace("_", "-") for home in homes.get(name, [name])}
     }
     assert undeclared == set()
@@ -174,15 +211,26 @@ def test_every_library_that_is_imported_is_a_declared_requirement() -> None:
 
 @pytest.mark.parametrize("name", NO_TORCH)
 def test_no_torch_is_loaded_by(name: str) -> None:
+    assert loaded_by(name, "torch", "transformers", "datasets") == []
+
+
+@pytest.mark.parametrize("name", NO_GRADIO)
+def test_no_gradio_is_loaded_by(name: str) -> None:
+    assert loaded_by(name, "gradio", "huggingface_hub") == []
+
+
+def loaded_by(name: str, *heavy: str) -> list[str]:
     """Asked of a fresh interpreter, so that what the module imports in turn counts too."""
-    code = (
-        f"import sys, lora_rlhf.{name}; "
-        "print(*[m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
-    )
+    code = f"import sys, {name}; print(*[m for m in {heavy} if m in sys.modules])"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=ROOT,
     )
-    assert result.stdout.strip() == ""
+    return result.stdout.split()
 
 
 def test_files_are_short_enough_to_read() -> None:
