@@ -4,13 +4,16 @@ The models here are the only definition of what a recipe may hold. They import n
 the command line and the app can read and check a recipe in a fraction of a second.
 """
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+
+_STORE = re.compile(r"[a-z0-9+]+://.*|.*\.(db|sqlite3?)", re.IGNORECASE | re.DOTALL)
 
 STAGES = ("sft", "rank", "reward", "ppo", "evaluate")
 
@@ -58,11 +61,16 @@ class Lora(Section):
     use_dora: bool = False
 
 
+def is_store(path: str) -> bool:
+    """Whether a path names a store of rankings: an SQLite file or the URL of a server."""
+    return _STORE.fullmatch(path) is not None
+
+
 class Source(Section):
-    """Where records come from: exactly one of `path`, `hub` and `builtin`."""
+    """Where records come from: exactly one of `path`, `hub` and `builtin`; text is a `path`."""
 
     path: str | None = None
-    """A .jsonl, .json, .csv, .parquet or .txt file, or one of them with .gz."""
+    """A .jsonl, .json, .csv, .parquet or .txt file, also with .gz; rankings: .db, postgresql://."""
     hub: str | None = None
     """A dataset id on the hub."""
     builtin: Literal["demonstrations", "prompts", "text"] | None = None
@@ -79,6 +87,11 @@ class Source(Section):
     """For .txt: what stands between two documents; unset, one document a line."""
     prompt_tokens: Count | None = None
     """For plain text: so many first tokens of a document are the prompt, the rest the response."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_is_a_path(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _exactly_one_origin(self) -> "Source":

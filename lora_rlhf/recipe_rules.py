@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
-from lora_rlhf.recipe import STAGES, Base, Data, Ppo, Recipe, Section, Source
+from lora_rlhf.recipe import STAGES, Base, Data, Ppo, Recipe, Section, Source, is_store
 from lora_rlhf.recipe_problems import Path, Problem, dotted
 
 JUDGES = ("builtin:gold", "vader")
@@ -296,6 +296,26 @@ def builtin_data_fit_their_place(recipe: Recipe, done: Collection[str]) -> Itera
             )
 
 
+def stores_stand_for_rankings(recipe: Recipe, done: Collection[str]) -> Iterator[Problem]:
+    """A store holds rankings and their prompts; its password would lie open in every run."""
+    for path, section in sections(recipe):
+        if not isinstance(section, Source) or not section.path or not is_store(section.path):
+            continue
+        here = (*path, "path")
+        if path[-1] not in ("rankings", "prompts", "heldout_prompts"):
+            yield (
+                here,
+                f"{dotted(here)} is a store of rankings, which holds no {path[-1]}. Allowed there: "
+                f"data.rankings, data.prompts, data.heldout_prompts.",
+            )
+        if re.match(r"[^/]*://[^/@]*:[^/@]*@", section.path):
+            yield (
+                here,
+                f"{dotted(here)} holds a password, and every run keeps a copy of its recipe. Put "
+                f"it into ~/.pgpass or the environment variable PGPASSWORD.",
+            )
+
+
 def ppo_numbers_fit_together(recipe: Recipe, done: Collection[str]) -> Iterator[Problem]:
     """Pairs of numbers that would silently switch something off, or turn it round."""
     ppo = recipe.ppo
@@ -335,6 +355,7 @@ RULES: tuple[Rule, ...] = (
     the_model_can_be_named,
     judges_can_be_named,
     builtin_data_fit_their_place,
+    stores_stand_for_rankings,
     sft_needs_demonstrations,
     later_stages_need_sft,
     reward_needs_one_source_of_rankings,

@@ -27,7 +27,7 @@ _TURNS = ("messages", "conversations")
 
 DEMONSTRATION_FIELDS = ("prompt", "response", "instruction", "input", "output", *_TURNS, "text")
 PROMPT_FIELDS = ("prompt", "instruction", "input", *_TURNS, "text", "chosen", "rejected")
-RANKING_FIELDS = ("prompt", "chosen", "rejected", "responses", "ranking", "tag")
+RANKING_FIELDS = ("prompt", "chosen", "rejected", "responses", "ranking", "tag", "annotator")
 TEXT_FIELDS = ("text",)
 
 
@@ -109,9 +109,8 @@ def to_ranking(row: Row) -> Ranking:
         BadRow: none of these, an empty answer, a ranking that does not fit its answers.
         UselessRow: nothing is preferred to anything, or no single answer is compared.
     """
-    tag = None if row.get("tag") is None else str(row["tag"])
     if "responses" in row or "ranking" in row:
-        return _k_way(row, tag)
+        return _k_way(row)
     if "chosen" not in row or "rejected" not in row:
         raise _missing(row, ("chosen", "rejected"), "or prompt, responses, ranking")
     chosen, rejected = row["chosen"], row["rejected"]
@@ -122,7 +121,7 @@ def to_ranking(row: Row) -> Ranking:
         prompt, pair = _dialogue_pair(row)
     if pair[0].strip() == pair[1].strip():
         raise UselessRow("chosen and rejected are the same")
-    return Ranking(prompt, pair, ((0,), (1,)), tag)
+    return Ranking(prompt, pair, ((0,), (1,)), _name(row, "tag"), _name(row, "annotator"))
 
 
 # -- rankings -----------------------------------------------------------------------------------
@@ -172,7 +171,11 @@ def _as_dialogue(value: Any, name: str) -> Messages:
     return tuple({"role": roles[role], "content": text.strip()} for role, text in pairs)
 
 
-def _k_way(row: Row, tag: str | None) -> Ranking:
+def _name(row: Row, field: str) -> str | None:
+    return None if row.get(field) is None else str(row[field])
+
+
+def _k_way(row: Row) -> Ranking:
     if not {"prompt", "responses", "ranking"} <= row.keys():
         raise _missing(row, ("prompt", "responses", "ranking"), "or prompt, chosen, rejected")
     given = _unpacked(row["responses"])
@@ -191,7 +194,8 @@ def _k_way(row: Row, tag: str | None) -> Ranking:
         raise UselessRow("all answers are the same")
     if len(groups) == 1:
         raise UselessRow("all answers tie")
-    return Ranking(_prompt(row["prompt"]), responses, groups, tag)
+    names_of_it = _name(row, "tag"), _name(row, "annotator")
+    return Ranking(_prompt(row["prompt"]), responses, groups, *names_of_it)
 
 
 def _tie_groups(ranking: Any, names: list[Any]) -> tuple[tuple[int, ...], ...]:

@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.data.problems import BadRow
-from lora_rlhf.recipe import Source
+from lora_rlhf.data.problems import BadRow, UselessRow
+from lora_rlhf.errors import PreferenceError
+from lora_rlhf.recipe import Source, is_store
 
 Row = dict[str, Any]
-Numbered = tuple[int, Row | BadRow]
+Numbered = tuple[int, Row | BadRow | UselessRow]
 FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 _NOT_JSON = "invalid JSON"
 _A_LINE = "one JSON object a line"
@@ -37,8 +38,8 @@ class Unreachable(Exception):
 def read_rows(source: Source) -> Iterator[Numbered]:
     """(line, row) of a path or hub source, at most `source.limit`; a BadRow where none is readable.
 
-    A .txt file gives {"text": ...} a document. Line 0 stands for the file as a whole; a BadRow
-    there is the last item.
+    A .txt file gives {"text": ...} a document, a store of rankings a judgement. Line 0
+    stands for the file as a whole; a BadRow there is the last item.
 
     Raises:
         Unreachable: a hub data set, without a network.
@@ -61,6 +62,9 @@ def name_of(source: Source) -> str:
 
 
 def _file_rows(name: str, separator: str | None) -> Iterator[Numbered]:
+    if is_store(name):
+        yield from _store_rows(name)
+        return
     path = Path(name).expanduser()
     suffixes = [s.lower() for s in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
@@ -69,7 +73,8 @@ def _file_rows(name: str, separator: str | None) -> Iterator[Numbered]:
         yield 0, _no_file(path)
     elif kind not in FORMATS:
         found = f"the name ends in {kind or 'no extension'}{' before .gz' if packed else ''}"
-        yield 0, BadRow("unknown format", found, f"{', '.join(FORMATS)}, each also with .gz")
+        allowed = f"{', '.join(FORMATS)}, each also with .gz; .db of a store of rankings"
+        yield 0, BadRow("unknown format", found, allowed)
     elif kind == ".parquet":
         yield from _parquet_rows(path, packed)
     else:
@@ -238,6 +243,24 @@ def _parquet_rows(path: Path, packed: bool) -> Iterator[Numbered]:
         yield from enumerate(found, 1)
     except ValueError as error:  # pyarrow's own error is one
         yield 0, BadRow("not readable", f"no valid Parquet ({_first_line(error)})", "a whole file")
+
+
+# -- a store of rankings ------------------------------------------------------------------------
+
+
+def _store_rows(location: str) -> Iterator[Numbered]:
+    """A row for each judgement that orders answers; the others say why they do not."""
+    from lora_rlhf.preferences.rows import ranking_row, why_no_order
+    from lora_rlhf.preferences.store import Store
+
+    try:
+        with Store.open(location, create=False, read_only=True) as store:
+            for judged in store.each_judged(retracted=True):
+                reason = "retracted" if judged.retracted else why_no_order(judged)
+                yield judged.seq, UselessRow(reason) if reason else ranking_row(judged)
+    except PreferenceError as error:
+        found = str(error).removeprefix(str(Path(location).expanduser())).lstrip(": ")
+        yield 0, BadRow("store of rankings", found, "a store that the app or an import has written")
 
 
 # -- the hub ------------------------------------------------------------------------------------

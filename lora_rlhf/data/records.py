@@ -46,15 +46,18 @@ class Ranking:
         responses: in any order.
         groups: tie groups best first; each index into `responses` stands in exactly one.
         tag: whatever the file calls this row's kind.
+        annotator: who ranked, where the file says so: the same order by two people is two rankings.
     """
 
     prompt: Messages
     responses: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
     tag: str | None = None
+    annotator: str | None = None
 
     def __hash__(self) -> int:
-        return hash((prompt_key(self.prompt), self.responses, self.groups, self.tag))
+        rest = self.responses, self.groups, self.tag, self.annotator
+        return hash((prompt_key(self.prompt), *rest))
 
     @property
     def strict_pairs(self) -> tuple[tuple[int, int], ...]:

@@ -104,7 +104,7 @@ def _load(source: Source, allowed: Sequence[str], convert: Callable[[Row], R]) -
     try:
         for line, row in read_rows(source):
             try:
-                if isinstance(row, BadRow):
+                if isinstance(row, BadRow | UselessRow):
                     raise row
                 loaded.records.append(convert(fields.renamed(row, source.columns)))
             except UselessRow as useless:

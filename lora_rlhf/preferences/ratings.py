@@ -7,7 +7,7 @@ want.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from lora_rlhf.preferences.store import Judged
 
 BASE = "base"
 """Name of the arm that has no adapter."""
+ArmKey = tuple[str | None, str | None]
 _CLAIM = 0.6
 _QUADRATIC = 0.25  # largest variance of a vote
 
@@ -39,6 +40,8 @@ __all__ = [
     "PairRate",
     "Rate",
     "annotator_agreement",
+    "arm_key",
+    "arm_names",
     "counts_for_win_rate",
     "heat_map",
     "leaderboard",
@@ -225,7 +228,7 @@ class _Tally:
     """
 
     def __init__(self, judged: Sequence[Judged]) -> None:
-        labels = arm_names(judged)
+        labels = arm_names({arm_key(r) for j in judged for r in j.task.responses})
         self.names = sorted(set(labels.values()))
         self.alone = 0
         self.counted: list[Judged] = []
@@ -237,9 +240,9 @@ class _Tally:
         for each in judged:
             self._count(each, index)
 
-    def _count(self, judged: Judged, index: dict[tuple[str | None, str | None], int]) -> None:
+    def _count(self, judged: Judged, index: dict[ArmKey, int]) -> None:
         strict, tied = pairs_of(judged)
-        who = {r.rid: index[_key(r)] for r in judged.task.responses}
+        who = {r.rid: index[arm_key(r)] for r in judged.task.responses}
         if len(set(who.values())) < 2:
             self.alone += 1
             return
@@ -268,18 +271,18 @@ class _Tally:
         return len(set().union(*(ids for (a, _), ids in pairs.items() if a == arm)))
 
 
-def arm_names(judged: Sequence[Judged]) -> dict[tuple[str | None, str | None], str]:
-    """(adapter, its hash) -> the name of the arm; a hash is shown where one name has several."""
-    keys = {_key(r) for j in judged for r in j.task.responses}
-    several = {name for name, n in Counter(name for name, _ in keys).items() if n > 1}
+def arm_key(response: Response) -> ArmKey:
+    """(adapter, its hash) of an answer; (None, None) for the bare base."""
+    return response.adapter, response.adapter_sha256 if response.adapter else None
+
+
+def arm_names(keys: Collection[ArmKey]) -> dict[ArmKey, str]:
+    """`arm_key` -> the name of the arm; a hash is shown where one name has several."""
+    several = {name for name, n in Counter(name for name, _ in set(keys)).items() if n > 1}
     return {
         (name, sha): (name or BASE) + (f" ({(sha or 'unknown')[:8]})" if name in several else "")
         for name, sha in keys
     }
-
-
-def _key(response: Response) -> tuple[str | None, str | None]:
-    return response.adapter, response.adapter_sha256 if response.adapter else None
 
 
 def _arm(tally: _Tally, arm: int, fitted: Fit | None, place: int) -> Arm:
