@@ -1,7 +1,7 @@
 """Every role's adapter on the one backbone, and the only switch between them."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from lora_rlhf.errors import CheckpointError, ConfigError
 from lora_rlhf.model.fingerprint import Fingerprint
 from lora_rlhf.model.heads import ScalarHead
+from lora_rlhf.model.mixed import Rows, mix
 from lora_rlhf.recipe import Lora
 from lora_rlhf.runs import directory_atomically
 
@@ -50,6 +51,7 @@ class Adapters:
         self._compute_dtype = compute_dtype
         self._peft: PeftModel | None = None
         self._active: str | None = None
+        self._mixing = False
         self._layers: list[BaseTunerLayer] = []
         self._owned: dict[str, nn.Parameter] = {}
         self.heads: dict[str, ScalarHead] = {}
@@ -179,8 +181,31 @@ class Adapters:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
 
-    def _switch(self, name: str | None) -> None:
+    @contextmanager
+    def mixed(self, names: Sequence[str | None]) -> Iterator[Rows]:
+        """Run the block with one adapter a row (None: the bare base), then restore what was.
+
+        For forwards without gradient whose batch has exactly these rows. No other adapter can be
+        switched to in the block; scalar heads play no part in it.
+
+        Raises:
+            NotByRowError: they cannot share a batch, as `mix` says.
+        """
+        for name in names:
+            self._require(name)
+        with self.use(None), mix(self._layers, names, self._compute_dtype) as rows:
+            self._mixing = True
+            try:
+                yield rows
+            finally:
+                self._mixing = False
+
+    def _require(self, name: str | None) -> None:
         assert name is None or name in self.names, f"no adapter {name}; there are {self.names}"
+
+    def _switch(self, name: str | None) -> None:
+        self._require(name)
+        assert not self._mixing, "no other adapter can be used while rows have each their own"
         for layer in self._layers:
             layer.enable_adapters(name is not None)
             if name is not None:
@@ -196,17 +221,26 @@ class Adapters:
 
     # -- files ----------------------------------------------------------------------------------
 
-    def save(self, name: str, path: Path, role: str, stage: str) -> None:
+    def save(
+        self, name: str, path: Path, role: str, stage: str, data: dict[str, Any] | None = None
+    ) -> None:
         """Write a plain PEFT directory plus `lora_rlhf.json`, in one atomic replacement.
 
         An adapter with a head is written as a sequence classifier (task SEQ_CLS, `score` among
         its modules_to_save), which transformers and PEFT load as they are.
+
+        Args:
+            name: of the adapter.
+            path: of its directory.
+            role: that it plays.
+            stage: that made it.
+            data: what is told of what it was trained on.
         """
         with directory_atomically(path) as making:
-            self.write(name, making, role, stage)
+            self.write(name, making, role, stage, data)
 
-    def write(self, name: str, directory: Path, role: str, stage: str) -> None:
-        """Write the adapter's files into an existing directory."""
+    def write(self, name: str, directory: Path, role: str, stage: str, data: Any = None) -> None:
+        """Write the adapter's files into an existing directory; arguments as `save`."""
         assert self._peft is not None
         tensors = {k: v.detach().cpu().contiguous() for k, v in self._tensors(name).items()}
         config = deepcopy(self.config(name))
@@ -219,6 +253,8 @@ class Adapters:
             "fingerprint": self._fingerprint.as_dict(),
             "versions": {p: version(p) for p in ("torch", "transformers", "peft", "bitsandbytes")},
         }
+        if data is not None:
+            facts["data"] = data
         head = self.heads.get(name)
         if head is not None:
             config.task_type = TaskType.SEQ_CLS

@@ -1,6 +1,7 @@
 """One lean decode loop: used by PPO, the simulated labeler, evaluation and chat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from lora_rlhf.model.backbone import Backbone
+from lora_rlhf.model.mixed import NotByRowError, Rows
 
 # Below this share of live rows the finished ones are dropped from the batch and its cache.
 _COMPACT_BELOW = 0.8
@@ -99,32 +101,63 @@ def generate(
     sampling: Sampling,
     max_rows: int = 128,
     on_token: Callable[[int, int], bool | None] | None = None,
+    adapters: Sequence[str | None] | None = None,
 ) -> list[Answer]:
-    """Sample one answer a prompt under the adapter in use.
+    """Sample one answer a prompt under the adapter in use, or each under its own.
 
     A row draws from its own seed alone, so its answer does not depend on its batch.
 
     Args:
-        backbone: with the wanted adapter in use.
+        backbone: with the wanted adapter in use, where `adapters` does not say.
         prompts: token ids, not empty.
         seeds: one a prompt.
         sampling: temperature, top-p and the length limit.
         max_rows: rows decoded at once; more are decoded in turns, longest prompts first.
         on_token: called with (row, token id) as it comes; True ends that row, not `ended`.
+        adapters: one a prompt (None: the bare base), decoded together; those that cannot share a
+            batch (DoRA) in turns.
 
     Returns:
         One Answer a prompt, in the order of the prompts.
     """
     assert len(prompts) == len(seeds)
+    assert adapters is None or len(adapters) == len(prompts)
     assert not backbone.causal_lm.training, "generation runs in evaluation mode alone"
     answers: dict[int, Answer] = {}
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    for start in range(0, len(order), max_rows):
-        rows = order[start : start + max_rows]
-        batch = _Decode(backbone, [prompts[i] for i in rows], [seeds[i] for i in rows], sampling)
+    todo = [order[start : start + max_rows] for start in range(0, len(order), max_rows)][::-1]
+    while todo:
+        rows = todo.pop()
+        names = None if adapters is None else [adapters[i] for i in rows]
         callback = on_token and partial(_rename_row, on_token, rows)
-        answers |= dict(zip(rows, batch.run(callback), strict=True))
+        batch = _Decode(backbone, [prompts[i] for i in rows], [seeds[i] for i in rows], sampling)
+        try:
+            with _adapters_of_rows(backbone, names) as mixed:
+                answers |= dict(zip(rows, batch.run(callback, mixed), strict=True))
+        except NotByRowError:
+            # Known before any token is drawn and shown; later it is an error of this loop.
+            if names is None or any(batch.tokens):
+                raise
+            todo += [
+                [i for i, own in zip(rows, names, strict=True) if own == name]
+                for name in sorted(set(names), key=str)
+            ]
     return [answers[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def _adapters_of_rows(
+    backbone: Backbone, names: Sequence[str | None] | None
+) -> Iterator[Rows | None]:
+    """Use what the rows of a batch want; as rows of their own where they differ."""
+    if names is None:
+        yield None
+    elif len(set(names)) == 1:
+        with backbone.adapters.use(names[0]):
+            yield None
+    else:
+        with backbone.adapters.mixed(names) as rows:
+            yield rows
 
 
 def _rename_row(
@@ -199,8 +232,10 @@ class _Decode:
         capacity = width + sampling.max_new_tokens
         self.cache = Cache(layer_class_to_replicate=partial(PreallocatedLayer, capacity))  # type: ignore[arg-type]
 
-    def run(self, on_token: Callable[[int, int], bool | None] | None) -> list[Answer]:
-        """Decode until every row has ended or reached the limit."""
+    def run(
+        self, on_token: Callable[[int, int], bool | None] | None, mixed: Rows | None = None
+    ) -> list[Answer]:
+        """Decode until every row has ended or reached the limit; `mixed` follows the rows."""
         live = torch.ones(len(self.rows), dtype=torch.bool, device=self.backbone.device)
         length = self.ids.shape[1]
         for step in range(self.sampling.max_new_tokens):
@@ -217,7 +252,7 @@ class _Decode:
             self.mask[:, length] = 1
             length += 1
             if float(live.float().mean()) <= _COMPACT_BELOW:
-                live = self._compact(live)
+                live = self._compact(live, mixed)
         parts = zip(self.tokens, self.ended, self.logprobs, strict=True)
         return [Answer(*part) for part in parts]
 
@@ -253,11 +288,13 @@ class _Decode:
         pairs = zip(self.rows, live, strict=True)
         return [on and bool(on_token(row, self.tokens[row][-1])) for row, on in pairs]
 
-    def _compact(self, live: Tensor) -> Tensor:
+    def _compact(self, live: Tensor, mixed: Rows | None) -> Tensor:
         kept = live.nonzero()[:, 0]
         for layer in self.cache.layers:
             assert isinstance(layer, PreallocatedLayer)
             layer.keep(kept)
+        if mixed is not None:
+            mixed.keep(kept)
         self.ids, self.mask = self.ids[kept], self.mask[kept]
         self.positions, self.uniforms = self.positions[kept], self.uniforms[kept]
         self.rows = [self.rows[i] for i in kept.tolist()]

@@ -52,13 +52,13 @@ class Rollout:
 
 def sample(
     backbone: Backbone,
-    adapter: str | None,
+    adapter: str | Sequence[str | None] | None,
     prompts: Sequence[list[int]],
     seeds: Sequence[int],
     sampling: Sampling,
     max_rows: int = 128,
 ) -> list[Answer]:
-    """Answers of an adapter (None: the bare base) to prompts, one a seed.
+    """Answers of an adapter (None: the bare base), or of one a prompt, to prompts, one a seed.
 
     Out of memory, fewer rows are decoded at once; the answers are the same, since none depends on
     its batch.
@@ -66,11 +66,12 @@ def sample(
     Raises:
         HardwareError: a single row does not fit.
     """
+    adapters = [adapter] * len(prompts) if isinstance(adapter, str | None) else adapter
     rows = min(max_rows, len(prompts), backbone.rows_that_fit or max_rows)
     while True:
         try:
-            with backbone.adapters.use(adapter), measure_phase("rollout", backbone.device):
-                return generate(backbone, prompts, seeds, sampling, rows)
+            with measure_phase("rollout", backbone.device):
+                return generate(backbone, prompts, seeds, sampling, rows, adapters=adapters)
         except torch.cuda.OutOfMemoryError as error:
             # The traceback would keep the failed batch's cache alive.
             error.__traceback__ = None
