@@ -93,10 +93,13 @@ def make_task(
     blind: bool,
     sampler: Sampler | None = None,
 ) -> Task:
-    """The record of what is shown, and stores it; blind ones are laid out in random order."""
+    """The record of what is shown, and stores it; rankings are laid out in random order.
+
+    The sides of a pair are drawn before it streams: they must not change places at its end.
+    """
     assert len(asks) == len(rows)
     places = list(range(len(rows)))
-    if blind:
+    if mode == "rank":
         random.SystemRandom().shuffle(places)
     shas = {entry.name: entry.sha256 for entry in studio.engine.registered()}
     messages = asks[0].messages
