@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_rlhf.errors import CheckpointError, ConfigError
-from lora_rlhf.recipe import STAGES, Recipe
+from lora_rlhf.recipe import STAGES, Data, Recipe, Source, is_store
 from lora_rlhf.recipe_io import differences, load_recipe
 from lora_rlhf.runs import Run
 
@@ -84,7 +84,32 @@ def _new(
             raise ConfigError(f"{path} exists ({_told(state)}). {_ways_on(state, other)}")
         tell(f"{path} is finished; this run is {runs_dir / other}.")
         path = runs_dir / other
-    return recipe, Run(path)
+    run = Run(path)
+    return _pinned(recipe, run, tell), run
+
+
+def _pinned(recipe: Recipe, run: Run, tell: Tell) -> Recipe:
+    """The recipe with a copy of each store it reads, so that votes to come change no run."""
+    sources: dict[str, Source] = {}
+    copies: dict[str, str] = {}
+    for field in Data.model_fields:
+        source = getattr(recipe.data, field)
+        if isinstance(source, Source) and source.path and is_store(source.path):
+            if source.path not in copies:
+                copies[source.path] = _copy_of(source.path, run.path / f"{field}.db", field, tell)
+            sources[field] = source.model_copy(update={"path": copies[source.path]})
+    if not sources:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=sources)})
+
+
+def _copy_of(location: str, path: Path, field: str, tell: Tell) -> str:
+    from lora_rlhf.preferences.store import Store
+
+    with Store.open(location, create=False, read_only=True) as store:
+        sha256 = store.snapshot(path)
+        tell(f"data.{field}: {path} is a copy of {store.location} as it is now ({sha256[:12]}).")
+    return str(path)
 
 
 def _name_of(recipe_name: str) -> str:

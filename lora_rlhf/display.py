@@ -210,7 +210,7 @@ def result_table(console: Console, summary: Json) -> None:
         table.add_column("95% interval", no_wrap=True)
         table.add_column("note", ratio=4, style="dim")
         for row in rows:
-            drawn = _interval(row, console)
+            drawn = interval_line(row, console)
             table.add_row(escape(row.name), row.value, drawn, escape(row.note))
         console.print(table)
     seconds = summary.get("seconds", {})
@@ -221,7 +221,7 @@ def result_table(console: Console, summary: Json) -> None:
         console.print(line, style="dim", markup=False, highlight=False)
 
 
-def _interval(row: Row, console: Console) -> Text:
+def interval_line(row: Row, console: Console) -> Text:
     """An interval on a line from 0 to 100%, whose middle is the coin."""
     if row.interval is None or row.share is None:
         return Text("")

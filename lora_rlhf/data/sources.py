@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lora_rlhf.data import fields
-from lora_rlhf.data.checks import check_records, leaks
 from lora_rlhf.data.fields import to_demonstration, to_prompt, to_ranking, to_text
 from lora_rlhf.data.plain import split_document
 from lora_rlhf.data.problems import BadRow, Loaded, Problem, UselessRow, require
@@ -200,6 +199,8 @@ def check_data(
         (problems, notes): notes are sentences, each starting with data.FIELD, on what was counted
         and on sources that were "not checked", such as hub ids without a network.
     """
+    from lora_rlhf.data.checks import check_records, leaks  # brings torch; loading needs none
+
     data, problems, notes = recipe.data, list[Problem](), list[str]()
     loaders: dict[str, Callable[[Source], Loaded[Any]]] = {
         "demonstrations": lambda source: load_demonstrations(source, tokenizer),

@@ -31,7 +31,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from lora_rlhf.errors import PreferenceError
 from lora_rlhf.preferences import schema
-from lora_rlhf.preferences.faults import BUSY_SECONDS, driver_fault, sentence_on
+from lora_rlhf.preferences.faults import (
+    BUSY_SECONDS,
+    OldFormat,
+    driver_fault,
+    sentence_on,
+)
 
 _LOCK = 0x6C6F7261  # first key of the advisory lock; the second is the schema's
 _INSTALL = "pip install 'lora-rlhf[postgres]'"
@@ -195,9 +200,9 @@ class Database:
         if found == schema.VERSION:
             return
         if self.read_only:
-            raise PreferenceError(
-                f"{self.shown} holds no rankings in this format (found: {found}; needed: "
-                f"{schema.VERSION}). Open it once for writing: lora-rlhf preferences stats"
+            raise OldFormat(
+                f"{self.shown} has an older format (found: {found}; needed: {schema.VERSION}). "
+                f"Bring it up to date: lora-rlhf preferences stats --store {self.shown}"
             )
         with self.writing() as connection:
             schema.upgrade(connection, self.shown)
@@ -274,9 +279,15 @@ def _prepare(path: Path, create: bool) -> None:
     try:
         if not path.exists():
             if not create:
-                raise PreferenceError(f"{path}: there is no such store of rankings.")
+                raise PreferenceError(
+                    f"{path}: there is no such store of rankings. The app makes one, and so does "
+                    f"lora-rlhf preferences import."
+                )
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             make_private(path)
+        elif not create and path.stat().st_size == 0:
+            # SQLite would take it for a new database and write into it.
+            raise PreferenceError(f"{path} is empty, and no store of rankings.")
         elif create:
             found = path.stat()
             if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:

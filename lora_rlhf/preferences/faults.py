@@ -10,6 +10,11 @@ from lora_rlhf.errors import PreferenceError
 BUSY_SECONDS = 10.0
 """How long a call waits for another writer."""
 
+
+class OldFormat(PreferenceError):
+    """A store that an older version has written, opened for reading alone."""
+
+
 _SQLITE_FAULTS = {
     "not a database": "is no SQLite database. Give another file, or restore a backup of it",
     "malformed": "is damaged. Restore a backup of it (lora-rlhf preferences backup makes them)",

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, insert, select
+from sqlalchemy import Connection, and_, bindparam, exists, insert, select
 
 from lora_rlhf.errors import EventRefused
 from lora_rlhf.preferences.events import (
@@ -22,12 +22,20 @@ RETRACTS = EVENTS.alias("retracts")
 IS_JUDGEMENT = JUDGEMENTS.c.kind == "judgement"
 IS_RETRACTED = exists().where(RETRACTS.c.kind == "retract", RETRACTS.c.ref == JUDGEMENTS.c.id)
 OF_TASK = and_(TASKS.c.kind == "task", TASKS.c.id == JUDGEMENTS.c.task_id)
+# Built once: building them is most of the time that an event takes.
+_FIND = select(EVENTS.c.kind, EVENTS.c.body).where(EVENTS.c.id == bindparam("id"))
+_STANDING = select(JUDGEMENTS.c.id).where(
+    IS_JUDGEMENT,
+    JUDGEMENTS.c.task_id == bindparam("task_id"),
+    JUDGEMENTS.c.annotator == bindparam("annotator"),
+    ~IS_RETRACTED,
+)
+_INSERT = insert(EVENTS)
 
 
 def find(connection: Connection, event_id: str) -> AnyEvent | None:
     """The event of an id."""
-    query = select(EVENTS.c.kind, EVENTS.c.body).where(EVENTS.c.id == event_id)
-    row = connection.execute(query).first()
+    row = connection.execute(_FIND, {"id": event_id}).first()
     return None if row is None else KINDS[row.kind].model_validate_json(row.body)
 
 
@@ -63,20 +71,19 @@ def _about(event: AnyEvent) -> tuple[Any, ...]:
 def append(connection: Connection, event: AnyEvent) -> None:
     """Store an event as it is."""
     task = event if isinstance(event, Task) else None
-    connection.execute(
-        insert(EVENTS).values(
-            id=event.id,
-            kind=event.kind,
-            task_id=event.task_id if isinstance(event, Judgement) else None,
-            ref=event.ref if isinstance(event, Retract) else None,
-            annotator=event.annotator,
-            mode=task.mode if task else None,
-            prompt_sha256=task.prompt_sha256 if task else None,
-            ts=event.ts,
-            # ASCII, so that any character of an answer, NUL too, passes through any database.
-            body=json.dumps(event.model_dump(mode="json")),
-        )
-    )
+    row = {
+        "id": event.id,
+        "kind": event.kind,
+        "task_id": event.task_id if isinstance(event, Judgement) else None,
+        "ref": event.ref if isinstance(event, Retract) else None,
+        "annotator": event.annotator,
+        "mode": task.mode if task else None,
+        "prompt_sha256": task.prompt_sha256 if task else None,
+        "ts": event.ts,
+        # ASCII, so that any character of an answer, NUL too, passes through any database.
+        "body": json.dumps(event.model_dump(mode="json")),
+    }
+    connection.execute(_INSERT, row)
 
 
 def _check_task(connection: Connection, task: Task) -> None:
@@ -96,12 +103,8 @@ def _check_judgement(connection: Connection, judgement: Judgement) -> None:
     reason = why_refused(task, judgement)
     if reason is not None:
         raise EventRefused(f"The judgement of task {task.id} is refused: {reason}.")
-    standing = (
-        select(JUDGEMENTS.c.id)
-        .where(IS_JUDGEMENT, JUDGEMENTS.c.task_id == task.id)
-        .where(JUDGEMENTS.c.annotator == judgement.annotator, ~IS_RETRACTED)
-    )
-    if connection.scalar(standing) is not None:
+    whose = {"task_id": task.id, "annotator": judgement.annotator}
+    if connection.scalar(_STANDING, whose) is not None:
         raise EventRefused(
             f"The task {task.id} is judged already by {judgement.annotator}. Retract that "
             f"judgement first."
