@@ -3,17 +3,18 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from lora_rlhf.data.records import Message
 from lora_rlhf.errors import ConfigError, UserError
-from ui.asking import Ask, Row, Waiting
+from lora_rlhf.preferences.events import new_id
+from ui.asking import Ask, Row, Waiting, finished
 from ui.people import Person
 from ui.studio import Studio
-from ui.tasks import Client, judge, make_task, take_back
-from ui.words import facts_text, waiting_text
+from ui.tasks import judge, make_task, standing, take_back
+from ui.words import facts_text, plain, waiting_text
 
-_LIKE = {"Like": 1, "Dislike": -1}
+_LIKE: dict[str, Literal[-1, 1]] = {"Like": 1, "Dislike": -1}
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Turn:
         ask: what the answer was asked with; None while there is none.
         row: the answer.
         retries: answers drawn before this one, so that a retry with a fixed seed is another one.
-        task_id: of the stored task, once it was liked.
-        vote_id: of the stored like.
+        task_id: under which it is stored once it is liked; made here, so that a like sent twice,
+            or from a page that has not heard of the first, is one.
         liked: 1, -1 or None.
     """
 
@@ -45,17 +46,23 @@ class Turn:
     ask: Ask | None = None
     row: Row | None = None
     retries: int = 0
-    task_id: str | None = None
-    vote_id: str | None = None
+    task_id: str = field(default_factory=new_id)
     liked: int | None = None
 
 
 @dataclass(frozen=True)
 class Talk:
-    """A dialogue, kept on the server: a browser cannot change what was said."""
+    """A dialogue, kept on the server: a browser cannot change what was said.
+
+    Attributes:
+        turns: oldest first.
+        status: a sentence.
+        unsent: a question that was not answered, to be typed again.
+    """
 
     turns: tuple[Turn, ...] = ()
     status: str = field(default="", compare=False)
+    unsent: str = field(default="", compare=False)
 
     def messages_before(self, number: int) -> list[Message]:
         """All turns before turn `number` that were answered."""
@@ -66,9 +73,9 @@ class Talk:
                 found.append({"role": "assistant", "content": turn.row.text})
         return found
 
-    def display(self) -> list[dict[str, Any]]:
+    def display(self) -> list[Any]:
         """As gr.Chatbot shows it; what is not part of an answer stands in its title."""
-        shown: list[dict[str, Any]] = []
+        shown: list[Any] = []
         for turn in self.turns:
             shown.append({"role": "user", "content": turn.text})
             if turn.row is not None:
@@ -100,10 +107,7 @@ def send(
     Raises:
         UserError: an empty message, or what the engine refuses.
     """
-    text = str(text or "").strip()
-    if not text:
-        raise ConfigError("Type a message first.")
-    yield from _answer(studio, person, page, talk, Turn(text), controls)
+    yield from _answer(studio, person, page, talk, talk, Turn(_question(text)), controls)
 
 
 def retry(
@@ -114,7 +118,7 @@ def retry(
     old = talk.turns[number]
     before = Talk(talk.turns[:number])
     again = Turn(old.text, retries=old.retries + 1)
-    yield from _answer(studio, person, page, before, again, controls)
+    yield from _answer(studio, person, page, talk, before, again, controls)
 
 
 def edit(
@@ -122,7 +126,15 @@ def edit(
 ) -> Iterator[Talk]:
     """Ask a changed question in place of an old one; later turns are dropped."""
     number = turn_of(talk, index)
-    yield from send(studio, person, page, Talk(talk.turns[:number]), text, controls)
+    before = Talk(talk.turns[:number])
+    yield from _answer(studio, person, page, talk, before, Turn(_question(text)), controls)
+
+
+def _question(text: Any) -> str:
+    text = plain(text).strip()
+    if not text:
+        raise ConfigError("Type a message first.")
+    return text
 
 
 def undo(talk: Talk, index: Any) -> tuple[Talk, str]:
@@ -132,7 +144,7 @@ def undo(talk: Talk, index: Any) -> tuple[Talk, str]:
 
 
 def like(studio: Studio, person: Person, talk: Talk, index: Any, value: Any) -> Talk:
-    """Store that an answer was liked or disliked; the opposite, or the same again, takes it back.
+    """Store that an answer was liked or disliked; the opposite, or neither, takes it back first.
 
     Args:
         studio: the app.
@@ -146,37 +158,34 @@ def like(studio: Studio, person: Person, talk: Talk, index: Any, value: Any) -> 
     """
     number = turn_of(talk, index)
     turn = talk.turns[number]
-    if turn.row is None or turn.ask is None or turn.row.finish not in ("eos", "length"):
+    if turn.row is None or turn.ask is None or not finished([turn.row]):
         raise ConfigError("Only a whole answer can be liked; this one was stopped.")
-    wanted = _LIKE.get(value)
-    if wanted == turn.liked:
-        return talk
-    task_id = turn.task_id
-    if task_id is None:
-        task = make_task(studio, person, "chat", [turn.ask], [turn.row], blind=False)
-        task_id = task.task_id
-    if turn.vote_id is not None:
-        take_back(studio, person, turn.vote_id)
-    vote = None
-    if wanted is not None:
-        stored = studio.store.task(task_id)
-        assert stored is not None
-        rid = stored.responses[0].rid
-        strength = 1 if wanted == 1 else -1
-        vote = judge(
-            studio,
-            person,
-            stored,
-            ranking=((rid,),),
-            outcome="decided",
-            strength=strength,
-            client=Client(),
-            scores_visible=turn.row.score is not None,
-        ).id
+    wanted = _LIKE.get(value) if isinstance(value, str) else None
+    # The store knows better than the page, which may be older than its last like.
+    before = standing(studio, person, turn.task_id)
+    if before is not None and before.strength != wanted:
+        take_back(studio, person, before.id)
+    if wanted is not None and (before is None or before.strength != wanted):
+        _store_like(studio, person, turn.task_id, turn.ask, turn.row, wanted)
     turns = list(talk.turns)
-    turns[number] = replace(turn, task_id=task_id, vote_id=vote, liked=wanted)
-    said = {1: "Liked", -1: "Disliked"}.get(wanted or 0, "Taken back")
-    return Talk(tuple(turns), f"{said}, and stored.")
+    turns[number] = replace(turn, liked=wanted)
+    said = {1: "Liked, and stored.", -1: "Disliked, and stored."}.get(wanted or 0, "Taken back.")
+    return Talk(tuple(turns), said)
+
+
+def _store_like(
+    studio: Studio, person: Person, task_id: str, ask: Ask, row: Row, wanted: Literal[-1, 1]
+) -> None:
+    task = make_task(studio, person, "chat", [ask], [row], blind=False, task_id=task_id)
+    judge(
+        studio,
+        person,
+        task,
+        ranking=((task.responses[0].rid,),),
+        outcome="decided",
+        strength=wanted,
+        scores_visible=row.score is not None or row.kl is not None,
+    )
 
 
 def turn_of(talk: Talk, index: Any) -> int:
@@ -191,8 +200,15 @@ def turn_of(talk: Talk, index: Any) -> int:
 
 
 def _answer(
-    studio: Studio, person: Person, page: str, before: Talk, turn: Turn, controls: Controls
+    studio: Studio,
+    person: Person,
+    page: str,
+    old: Talk,
+    before: Talk,
+    turn: Turn,
+    controls: Controls,
 ) -> Iterator[Talk]:
+    """Answer a turn after those before it; what cannot be answered leaves the old dialogue."""
     number = len(before.turns)
     history = before.messages_before(number)
     asked: Message = {"role": "user", "content": turn.text}
@@ -216,14 +232,15 @@ def _answer(
                 talk = Talk((*before.turns, turn), _status(item[0]))
             yield talk
     except UserError:
-        yield replace(before, status="Not answered.")
+        yield replace(old, status="Not answered.", unsent=turn.text)
         raise
 
 
 def _status(row: Row) -> str:
     if row.finish is None:
         return f"{row.adapter} answers \u00b7 {row.n_tokens} tokens"
-    left_out = f" \u00b7 the oldest {row.dropped} turns were left out" if row.dropped else ""
+    old = "oldest turn was" if row.dropped == 1 else f"oldest {row.dropped} turns were"
+    left_out = f" \u00b7 the {old} left out" if row.dropped else ""
     facts = facts_text(row.n_tokens, row.score, row.kl, row.finish)
     return f"{row.adapter} \u00b7 {facts}{left_out}"
 
@@ -241,10 +258,13 @@ def controls_of(adapter: Any, temperature: Any, top_p: Any, length: Any, seed: A
     Raises:
         ConfigError: a field that is no number.
     """
+    sent = (temperature, top_p, length, seed)
     try:
+        if any(isinstance(value, bool) for value in sent):
+            raise ValueError("found yes or no")
         fixed = None if seed in (None, "") else int(seed)
-        return Controls(str(adapter), float(temperature), float(top_p), int(length), fixed)
-    except (TypeError, ValueError) as error:
+        return Controls(plain(adapter), float(temperature), float(top_p), int(length), fixed)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"Temperature, top-p, length and seed must be numbers ({str(error)[:80]})."
         ) from error

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lora_rlhf.data.records import Messages, user
-from lora_rlhf.errors import ConfigError
+from lora_rlhf.data.records import Messages, prompt_key, user
+from lora_rlhf.errors import ConfigError, UserError
+from lora_rlhf.preferences.counting import seconds_of
 from lora_rlhf.preferences.events import Response, Task
 from ui.asking import Ask, PoolPrompt, Row, Waiting, finished
 from ui.chatting import Controls, Talk
 from ui.people import Person
 from ui.studio import Studio
 from ui.tasks import Client, as_shown, is_whole, judge, make_task, own_task, take_back
-from ui.words import facts_text, waiting_text
+from ui.words import facts_text, plain, waiting_text
 
 TYPED, POOL = "my own prompt", "held-out prompts"
 Vote = Literal["a", "b", "a_much", "b_much", "tie", "both_bad", "skip"]
@@ -100,27 +101,29 @@ def ask_both(
 def _stream(
     studio: Studio, person: Person, page: str, asks: list[Ask], prompt: PoolPrompt, blind: bool
 ) -> Iterator[Pane]:
-    pane = Pane(prompt=_shown(prompt.messages), status="Asked both.")
+    pane = _asked(studio, person, prompt.messages)
     yield pane
     rows: list[Row] = []
-    for item in studio.answers(person.name, f"compare/{page}", asks):
-        if isinstance(item, Waiting):
-            yield replace(pane, status=waiting_text(item))
-            continue
-        rows = item
-        pane = replace(pane, texts=_texts(rows), status="Both answer, in one batch.")
-        yield pane
-    if not rows:
-        return
-    if any(row.finish is None for row in rows):
+    try:
+        for item in studio.answers(person.name, f"compare/{page}", asks):
+            if isinstance(item, Waiting):
+                yield replace(pane, status=waiting_text(item))
+                continue
+            rows = item
+            pane = replace(pane, texts=_texts(rows), status="Both answer, in one batch.")
+            yield pane
+    except UserError:
+        yield replace(pane, status="Not answered.", tone="bad")
+        raise
+    if any(row.finish is None for row in rows) or not rows:
         raise ConfigError("The answers did not end. Ask again.")
     task = make_task(studio, person, "pair", asks, rows, source=prompt.source, blind=blind)
-    if not finished(rows):
-        yield replace(
-            show(studio, person, task), status="Stopped; stopped answers are not voted on."
-        )
-        return
     yield show(studio, person, task)
+
+
+def _asked(studio: Studio, person: Person, messages: Messages) -> Pane:
+    can_undo = studio.store.last(person.name, "pair") is not None
+    return Pane(prompt=_shown(messages), can_undo=can_undo, status="Asked both.")
 
 
 def _ask(controls: Controls, messages: Messages, seed: int) -> Ask:
@@ -137,12 +140,13 @@ def _ask(controls: Controls, messages: Messages, seed: int) -> Ask:
 def _prompt(studio: Studio, person: Person, text: Any, source: Any) -> PoolPrompt:
     """The typed prompt, or one of the held-out pool that this person has not judged yet."""
     if source != POOL:
-        typed = str(text or "").strip()
+        typed = plain(text).strip()
         if not typed:
             raise ConfigError("Type a prompt first, or take one of the pool.")
         return PoolPrompt(user(typed), "typed")
     pool = studio.engine.pool("heldout")
-    left = studio.unseen(person.name, pool)
+    seen = studio.seen(person.name, "pair")
+    left = [p for p in pool if prompt_key(p.messages) not in seen]
     if not left:
         raise ConfigError(f"You have judged all {len(pool)} held-out prompts. Thank you.")
     return random.SystemRandom().choice(left)
@@ -160,7 +164,7 @@ def show(studio: Studio, person: Person, task: Task) -> Pane:
         task_id=task.task_id,
         can_vote=can_vote,
         can_undo=studio.store.last(person.name, "pair") is not None,
-        status="Which is better?" if can_vote else "A stopped answer is not voted on.",
+        status="Which is better?" if can_vote else "Stopped: stopped answers are not voted on.",
     )
 
 
@@ -170,7 +174,7 @@ def vote(studio: Studio, person: Person, pane: Pane, said: Vote, client: Any) ->
     Raises:
         UserError: nothing to vote on, another's task, or a second vote.
     """
-    task = own_task(studio, person, pane.task_id)
+    task = own_task(studio, person, pane.task_id, "pair")
     a, b = as_shown(task)
     outcome: Literal["decided", "tie", "both_bad", "skip"] = "decided"
     ranking: tuple[tuple[str, ...], ...] = ((a.rid, b.rid),)
@@ -196,7 +200,7 @@ def vote(studio: Studio, person: Person, pane: Pane, said: Vote, client: Any) ->
         client=Client.parse(client),
         scores_visible=not task.blind,
     )
-    seconds = (stored.client_ms or stored.server_ms or 0) / 1000
+    seconds = seconds_of(stored) or 0.0
     return replace(
         pane,
         facts=(_facts(a), _facts(b)),
@@ -217,15 +221,24 @@ def undo(studio: Studio, person: Person) -> Pane:
     if last is None:
         raise ConfigError("There is no vote of yours to take back.")
     take_back(studio, person, last.judgement.id)
-    return replace(show(studio, person, last.task), status="Taken back. Vote again.")
+    status = "Taken back. Vote again."
+    if last.task.blind:
+        status += " You have seen who answered, so it will not count in the win rates."
+    return replace(show(studio, person, last.task), status=status)
 
 
 def restore(studio: Studio, person: Person) -> Pane:
     """What a page shows when it is opened: the pair that waits for this person's vote, if any."""
     task = studio.store.open_task(person.name, "pair")
-    if task is not None and is_whole(task):
+    if task is not None and is_whole(task) and not _is_met(studio, person, task):
         return replace(show(studio, person, task), status="This pair waits for your vote.")
     return Pane(can_undo=studio.store.last(person.name, "pair") is not None)
+
+
+def _is_met(studio: Studio, person: Person, task: Task) -> bool:
+    """Whether its prompt came out of the pool again, and was judged so, after it was left open."""
+    from_pool = task.prompt_source.startswith("pool:")
+    return from_pool and task.prompt_sha256 in studio.store.judged_prompts(person.name)
 
 
 def compare_turn(
@@ -239,21 +252,26 @@ def compare_turn(
     turn = next((t for t in reversed(talk.turns) if t.row is not None), None)
     if turn is None or turn.row is None or turn.ask is None:
         raise ConfigError("Chat first: there is no answer to compare yet.")
-    if turn.row.finish not in ("eos", "length"):
+    if not finished([turn.row]):
         raise ConfigError("The answer was stopped. Draw a whole one first, then compare it.")
     if other == turn.ask.adapter:
         raise ConfigError(f"{other} gave that answer. Choose another one to compare with.")
     asks = [turn.ask, replace(turn.ask, adapter=str(other))]
-    pane = Pane(prompt=_shown(turn.ask.messages), texts=(turn.row.text, ""), status="Asked.")
+    pane = replace(_asked(studio, person, turn.ask.messages), texts=(turn.row.text, ""))
     yield pane
     row: Row | None = None
-    for item in studio.answers(person.name, f"{stop_at}/{page}", [asks[1]]):
-        if isinstance(item, Waiting):
-            yield replace(pane, status=waiting_text(item))
-            continue
-        row = item[0]
-        yield replace(pane, texts=(turn.row.text, row.text), status=f"{row.adapter} answers.")
-    assert row is not None
+    try:
+        for item in studio.answers(person.name, f"{stop_at}/{page}", [asks[1]]):
+            if isinstance(item, Waiting):
+                yield replace(pane, status=waiting_text(item))
+                continue
+            row = item[0]
+            yield replace(pane, texts=(turn.row.text, row.text), status=f"{row.adapter} answers.")
+    except UserError:
+        yield replace(pane, status="Not answered.", tone="bad")
+        raise
+    if row is None or row.finish is None:
+        raise ConfigError("The answer did not end. Ask again.")
     task = make_task(studio, person, "pair", asks, [turn.row, row], source="chat", blind=False)
     yield show(studio, person, task)
 
@@ -289,7 +307,9 @@ def _agreed(task: Task, ranking: tuple[tuple[str, ...], ...]) -> str:
     """Whether the reward model ordered the pair as the person did."""
     if len(ranking) != 2:
         return ""
-    scores = [task.response(group[0]).rm_score for group in ranking]
-    if scores[0] is None or scores[1] is None or scores[0] == scores[1]:
+    better, worse = (task.response(group[0]) for group in ranking)
+    if better.rm_adapter != worse.rm_adapter:  # one was scored before another model was adopted
         return ""
-    return f" The reward model {'agrees' if scores[0] > scores[1] else 'disagrees'}."
+    if better.rm_score is None or worse.rm_score is None or better.rm_score == worse.rm_score:
+        return ""
+    return f" The reward model {'agrees' if better.rm_score > worse.rm_score else 'disagrees'}."

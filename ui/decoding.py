@@ -1,6 +1,8 @@
 """What the engine does with torch: load adapters, decode a batch, score it, read prompts."""
 
 import gc
+import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +24,9 @@ from lora_rlhf.training.rollout import adapter_logprobs, score_answers
 from ui.asking import BASE, Ask, Finish, PoolPrompt, Registered, Row
 from ui.registry import Registry
 
+_FORWARD_TOKENS = 8192  # of one forward that scores
+_log = logging.getLogger(__name__)
+
 
 class Decoder:
     """A loaded backbone under the adapters' public names.
@@ -37,6 +42,7 @@ class Decoder:
         self._dialogue = Dialogue(recipe, self.backbone)
         # PEFT keeps adapters under names without dots, which run names may have.
         self._keys: dict[str, str | None] = {BASE: None}
+        self._loaded = 0
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -62,16 +68,43 @@ class Decoder:
         return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
     def load(self, entry: Registered) -> None:
-        """Put an adapter on the backbone under its public name (again, if it is there)."""
-        key = self._keys.get(entry.name) or f"a{len(self._keys)}"
-        self.backbone.adapters.load(key, entry.path)
-        self.backbone.adapters.freeze(key)
+        """Put an adapter on the backbone under its public name (again, if it is there).
+
+        Raises:
+            CheckpointError: of `Adapters.load`; what was there under the name stays.
+        """
+        adapters = self.backbone.adapters
+        self._loaded += 1
+        key = f"a{self._loaded}"
+        try:
+            adapters.load(key, entry.path)
+        except BaseException:
+            if key in adapters.names:
+                adapters.delete(key)
+            raise
+        adapters.freeze(key)
+        self.unload(entry.name)
         self._keys[entry.name] = key
+
+    def load_all(self, entries: Sequence[Registered]) -> None:
+        """Load several, or none of those that were not there before.
+
+        Raises:
+            CheckpointError: of `load`.
+        """
+        fresh = [entry.name for entry in entries if entry.name not in self._keys]
+        try:
+            for entry in entries:
+                self.load(entry)
+        except BaseException:
+            for name in fresh:
+                self.unload(name)
+            raise
 
     def unload(self, name: str) -> None:
         """Take an adapter off the backbone, if it is on it."""
-        key = self._keys.get(name)
-        if key is not None and key in self.backbone.adapters.names:
+        key = self._keys.pop(name, None)
+        if key is not None:
             self.backbone.adapters.delete(key)
 
     def free(self) -> None:
@@ -97,7 +130,19 @@ class Decoder:
         return Batch(self.backbone, [self._keys[a.adapter] for a in asks], lines, must_stop)
 
     def judged(self, batch: "Batch", registry: Registry) -> list[Row]:
-        """The finished rows with the reward model's score and the KL to `sft`."""
+        """The finished rows with the reward model's score and the KL to `sft`.
+
+        Where memory does not suffice for that, without.
+        """
+        try:
+            return self._judged(batch, registry)
+        except (torch.cuda.OutOfMemoryError, HardwareError) as error:
+            _log.warning("answers are shown without scores: %s", error)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return batch.rows()
+
+    def _judged(self, batch: "Batch", registry: Registry) -> list[Row]:
         rows, reward = batch.rows(), registry.reward
         whole = [i for i, row in enumerate(rows) if row.finish in ("eos", "length")]
         whole = [i for i in whole if batch.lines[i].stream.ids]
@@ -108,14 +153,17 @@ class Decoder:
         if reward is not None:
             scores = self._scores(reward, prompts, responses)
             for i, score in zip(whole, scores, strict=True):
-                rows[i] = replace(rows[i], score=score, rm_adapter=reward)
+                rows[i] = replace(rows[i], score=_finite(score), rm_adapter=reward)
         names = [rows[i].adapter for i in whole]
         own = self._logprobs(names, prompts, responses)
+        # Measured once where both are one adapter: in another batch it would differ by rounding.
         references = [registry.reference_of(name) for name in names]
-        theirs = self._logprobs(references, prompts, responses)
-        for i, mine, reference in zip(whole, own, theirs, strict=True):
-            kl = None if mine is None or reference is None else mine - reference
-            rows[i] = replace(rows[i], logprob=mine, kl=kl)
+        others = [None if r == n else r for r, n in zip(references, names, strict=True)]
+        theirs = self._logprobs(others, prompts, responses)
+        for n, i in enumerate(whole):
+            mine, other = own[n], own[n] if references[n] == names[n] else theirs[n]
+            kl = None if mine is None or other is None else _finite(mine - other)
+            rows[i] = replace(rows[i], logprob=_finite(mine), kl=kl)
         return rows
 
     def _scores(
@@ -123,8 +171,7 @@ class Decoder:
     ) -> list[float]:
         key = self._keys[reward]
         assert key is not None
-        tokens = sum(map(len, prompts)) + sum(map(len, responses))
-        scores = score_answers(self.backbone, prompts, responses, max(tokens, 1), adapter=key)
+        scores = score_answers(self.backbone, prompts, responses, _FORWARD_TOKENS, adapter=key)
         return [float(s) for s in scores]
 
     def _logprobs(
@@ -148,7 +195,7 @@ class Decoder:
                 self._keys[name],
                 sequences,
                 self._dialogue.temperature,
-                sequences.input_ids.numel(),
+                _FORWARD_TOKENS,
             )
             for i, total in zip(rows, logprobs.sum(-1).tolist(), strict=True):
                 found[i] = total
@@ -276,6 +323,11 @@ class Batch:
         if self._error is not None:
             return "error"
         return "stopped" if self._over else None
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that a record may hold: a broken adapter may give others."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _sampling(ask: Ask) -> Sampling:

@@ -1,9 +1,10 @@
 """The app's engine: one backbone, every adapter on it, one job at a time, answers streamed."""
 
+import math
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,13 +15,19 @@ from lora_rlhf.recipe_io import load_recipe
 from lora_rlhf.runs import Run
 from ui.asking import Ask, Facts, Paused, PoolPrompt, Registered, Row, Waiting
 from ui.registry import Registry
-from ui.turns import Ticket, Turns
+from ui.turns import APP, Ticket, Turns
 
 if TYPE_CHECKING:
     from ui.decoding import Decoder
 
 _YIELD_SECONDS = 0.05  # at most 20 updates a second
+_CLOSE_SECONDS = 2.0
+_SCORED_AT_ONCE = 32  # answers a turn: whoever chats meanwhile gets in between
+_LEAST_TEMPERATURE = 0.01  # logits divided by much less overflow
+_LONGEST_SHOWN = 40
 _LOADING = "The backbone is still being loaded. A moment, please."
+_TRAINING = "Training has the device now. Chat goes on when it is done."
+_CLOSING = "The app is closing."
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,11 @@ class StudioEngine:
         self.turns = Turns()
         self.registry = Registry(runs)
         self.recipe: Recipe = load_recipe(str(runs[0].path / "recipe.yaml"), finished=STAGES)
+        self._facts = self._facts_of_recipe()
         self._state = _LOADING
         self._failed: UserError | None = None
         self._decoder: Decoder | None = None
+        self._wanted = True  # the backbone, by anybody; False while training has the device
         self._changing = threading.Lock()
         self._closed = threading.Event()
         self._pools: dict[str, list[PoolPrompt]] = {}
@@ -67,6 +76,7 @@ class StudioEngine:
 
     def start(self) -> "StudioEngine":
         """Load the backbone and the adapters in the background; returns at once."""
+        self._failed = None
         self._loader = threading.Thread(target=self._load, name="load-backbone", daemon=True)
         self._loader.start()
         return self
@@ -84,61 +94,92 @@ class StudioEngine:
         return self
 
     def _load(self) -> None:
+        with self._changing:
+            if self._decoder is not None or not self._wanted or self._closed.is_set():
+                return
+            try:
+                self._load_all()
+            except UserError as error:
+                self._failed, self._state = error, str(error)
+            except BaseException as error:
+                self._state = f"The backbone could not be loaded: {error}"
+                self._failed = CheckpointError(self._state)
+                raise
+
+    def _load_all(self) -> None:
         from ui.decoding import Decoder
 
-        try:
-            with self._changing:
-                decoder = Decoder(self.recipe)
-                for entry in self.registry.loaded:
-                    decoder.load(entry)
-                self._decoder, self._state = decoder, "ready"
-        except UserError as error:
-            self._failed, self._state = error, str(error)
-        except BaseException as error:
-            self._state = f"The backbone could not be loaded: {error}"
-            raise
+        decoder = Decoder(self.recipe)
+        for entry in self.registry.loaded:
+            if self._closed.is_set():
+                return
+            decoder.load(entry)
+        most = self._facts.most_new_tokens
+        if decoder.most_new_tokens is not None:
+            most = max(1, min(most, decoder.most_new_tokens))
+        self._facts = replace(
+            self._facts,
+            template_sha256=decoder.template_sha256,
+            most_new_tokens=most,
+            default_new_tokens=min(self._facts.default_new_tokens, most),
+            continues=decoder.continues,
+            device=decoder.device,
+        )
+        if not self._closed.is_set():
+            self._decoder, self._state = decoder, "ready"
 
     def release(self) -> None:
         """Give the device's memory back, for training; waits for the job that runs."""
-        with self.turns.ticket("the app") as ticket:
+        with self.turns.ticket(APP) as ticket:
             _until_first(ticket)
-            self._state = "Training has the device now. Chat goes on when it is done."
             with self._changing:
-                decoder, self._decoder = self._decoder, None
-                if decoder is not None:
-                    decoder.free()
+                self._wanted, self._state = False, _TRAINING
+                self._free()
 
     def restore(self) -> None:
         """Load again what `release` gave back; returns at once."""
-        if self._decoder is None and not self._closed.is_set():
-            self._state = _LOADING
-            self.start()
+        with self._changing:
+            if self._decoder is not None or self._closed.is_set():
+                return
+            self._wanted, self._state = True, _LOADING
+        self.start()
 
     def close(self) -> None:
-        """End what runs; nothing is answered afterwards."""
+        """End what runs and free everything; nothing is answered afterwards.
+
+        Whoever holds a turn and never comes back for the rest of their answer is not waited for.
+        """
         self._closed.set()
-        self._state = "The app is closing."
+        self._state = _CLOSING
+        ends_at = time.monotonic() + _CLOSE_SECONDS
+        with self.turns.ticket(APP) as ticket:
+            if _until_first(ticket, ends_at) and self._changing.acquire(timeout=_CLOSE_SECONDS):
+                self._state = _CLOSING
+                self._free()
+                self._changing.release()
+
+    def _free(self) -> None:
+        decoder, self._decoder = self._decoder, None
+        if decoder is not None:
+            decoder.free()
 
     # -- what there is --------------------------------------------------------------------------
 
     def facts(self) -> Facts:
         """What does not change; from the recipe until the backbone is there."""
+        return self._facts
+
+    def _facts_of_recipe(self) -> Facts:
         data, base = self.recipe.data, self.recipe.base
-        decoder = self._decoder
-        most = 2 * data.max_response_tokens
-        if decoder is not None and decoder.most_new_tokens is not None:
-            most = max(1, min(most, decoder.most_new_tokens))
         return Facts(
             model=base.model,
             revision=base.revision,
             quantization=base.quantization,
-            template_sha256=decoder.template_sha256 if decoder is not None else "",
             max_prompt_tokens=data.max_prompt_tokens,
-            most_new_tokens=most,
-            default_new_tokens=min(data.max_response_tokens, most),
+            most_new_tokens=2 * data.max_response_tokens,
+            default_new_tokens=data.max_response_tokens,
             temperature=self.recipe.ppo.temperature if self.recipe.ppo is not None else 1.0,
-            continues=decoder.continues if decoder is not None else False,
-            device=decoder.device if decoder is not None else base.device,
+            device=base.device,
         )
 
     def state(self) -> str:
@@ -179,26 +220,27 @@ class StudioEngine:
 
     def forget(self, run: Path) -> None:
         """Let go of what was considered and not adopted."""
-        names = self.registry.drop(run)
-        if self._decoder is not None:
-            with self.turns.ticket("the app") as ticket:
-                _until_first(ticket)
-                for name in names:
-                    self._decoder.unload(name)
+        with self.turns.ticket(APP) as ticket:
+            _until_first(ticket)
+            with self._changing:
+                for name in self.registry.drop(run):
+                    if self._decoder is not None:
+                        self._decoder.unload(name)
 
     def _take_in(self, run: Path, offered: bool) -> list[str]:
         if not run.is_dir():
             raise CheckpointError(f"{run} is not a run directory. Give one under runs/.")
-        names = self.registry.add(Run(run), offered)
-        if not names:
+        fresh = self.registry.read(Run(run))
+        if not fresh:
             raise CheckpointError(f"{run} has no adapter yet. Let its training finish first.")
-        if self._decoder is not None:
-            with self.turns.ticket("the app") as ticket:
-                _until_first(ticket)
-                for entry in self.registry.loaded:
-                    if entry.name in names:
-                        self._decoder.load(entry)
-        return names
+        with self.turns.ticket(APP) as ticket:
+            _until_first(ticket)
+            with self._changing:
+                # On the backbone before anybody is told its name.
+                if self._decoder is not None:
+                    self._decoder.load_all(fresh)
+                self.registry.put(fresh, offered)
+        return [entry.name for entry in fresh]
 
     # -- answers --------------------------------------------------------------------------------
 
@@ -258,16 +300,24 @@ class StudioEngine:
             raise CheckpointError(
                 "No run that is open has a reward adapter. Train one: lora-rlhf run quickstart"
             )
-        with self.turns.ticket("the app") as ticket:
-            _until_first(ticket)
-            return self._ready_decoder().score(name, items)
+        if name not in self.registry.scorers:
+            known = ", ".join(self.registry.scorers) or "none"
+            raise CheckpointError(f"{name[:80]} is no reward adapter here. There are: {known}.")
+        scores: list[float] = []
+        for start in range(0, len(items), _SCORED_AT_ONCE):
+            with self.turns.ticket(APP) as ticket:
+                _until_first(ticket)
+                part = items[start : start + _SCORED_AT_ONCE]
+                scores += self._ready_decoder().score(name, part)
+        return scores
 
     def pool(self, kind: Literal["train", "heldout"]) -> list[PoolPrompt]:
         """Prompts of the first run; read once."""
         if kind not in self._pools:
-            decoder = self._ready_decoder()
+            self._ready_decoder()  # what is missing is said at once, not after its loading
             with self._changing:
-                self._pools[kind] = decoder.pool(kind)
+                if kind not in self._pools:
+                    self._pools[kind] = self._ready_decoder().pool(kind)
         return self._pools[kind]
 
     def _ready_decoder(self) -> "Decoder":
@@ -283,7 +333,9 @@ class StudioEngine:
             raise ConfigError(f"{len(asks)} answers asked for. Allowed: 1 to {self.limits.rows}.")
         for ask in asks:
             if ask.adapter not in names:
-                raise ConfigError(f"No adapter {ask.adapter!r}. There are: {', '.join(names)}.")
+                raise ConfigError(
+                    f"No adapter {_shown(ask.adapter)}. There are: {', '.join(names)}."
+                )
             if not ask.messages or ask.messages[-1]["role"] != "user":
                 raise ConfigError("There is no question to answer. Type one first.")
             length = sum(len(m["content"]) for m in ask.messages)
@@ -292,17 +344,33 @@ class StudioEngine:
                     f"The dialogue has {length} characters; at most "
                     f"{self.limits.prompt_characters} are taken. Start a new one."
                 )
-            _require_within("temperature", ask.temperature, 0.0, 5.0)
-            _require_within("top-p", ask.top_p, 0.01, 1.0)
-            _require_within("length", ask.max_new_tokens, 1, facts.most_new_tokens)
-            _require_within("seed", ask.seed, 0, 2**63 - 1)
+            _require_number("temperature", ask.temperature, _LEAST_TEMPERATURE, 5.0, or_zero=True)
+            _require_number("top-p", ask.top_p, 0.01, 1.0)
+            _require_whole("length", ask.max_new_tokens, 1, facts.most_new_tokens)
+            _require_whole("seed", ask.seed, 0, 2**63 - 1)
 
 
-def _require_within(name: str, value: float, low: float, high: float) -> None:
-    if not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"{name} is {value!r}. Allowed: {low:g} to {high:g}.")
+def _require_number(
+    name: str, value: object, low: float, high: float, or_zero: bool = False
+) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not (low <= value <= high or (or_zero and value == 0)):  # type: ignore[operator]
+        more = ", or 0" if or_zero else ""
+        raise ConfigError(f"{name} is {_shown(value)}. Allowed: {low:g} to {high:g}{more}.")
 
 
-def _until_first(ticket: Ticket) -> None:
-    for _ in ticket.wait(threading.Event()):
-        pass
+def _require_whole(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"{name} is {_shown(value)}. Allowed: whole numbers, {low} to {high}.")
+
+
+def _shown(value: object) -> str:
+    """At most some letters of a value that somebody made up."""
+    if isinstance(value, int) and abs(value) > 10**_LONGEST_SHOWN:
+        return "a number of very many digits"  # Python refuses to write it out
+    return repr(value)[:_LONGEST_SHOWN]
+
+
+def _until_first(ticket: Ticket, ends_at: float = math.inf) -> bool:
+    """Wait for the turn; whether it came in time."""
+    return all(time.monotonic() <= ends_at for _ in ticket.wait(threading.Event()))

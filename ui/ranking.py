@@ -1,15 +1,17 @@
 """What the Rank tab does: the next task, a ranking of it, undo. Knows no browser."""
 
+import math
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import Any, Literal
 
-from lora_rlhf.preferences.choice import Candidate, choose
-
 from lora_rlhf.errors import ConfigError
+from lora_rlhf.preferences.agreement import median_seconds
+from lora_rlhf.preferences.choice import Candidate, choose
+from lora_rlhf.preferences.counting import seconds_of
 from lora_rlhf.preferences.events import Judgement, Sampler, Task
 from lora_rlhf.preferences.store import Judged
 from ui.ahead import Plan, Prepared
@@ -18,6 +20,7 @@ from ui.studio import Studio
 from ui.tasks import (
     LETTERS,
     Client,
+    JudgedAlready,
     Refused,
     again,
     as_shown,
@@ -28,7 +31,7 @@ from ui.tasks import (
     rids_of,
     take_back,
 )
-from ui.words import facts_text
+from ui.words import facts_text, plain
 
 FEWEST, MOST = 2, 9
 _LOOK_SECONDS = 0.25
@@ -51,6 +54,7 @@ class Sheet:
         reveal: who wrote the answers of the task before, line by line.
         ready: tasks that lie ready behind this one.
         can_undo: there is a ranking to take back.
+        failed: there is no next task, and the status says why.
         tally: what this person has done, in a line.
     """
 
@@ -62,6 +66,7 @@ class Sheet:
     reveal: tuple[str, ...] = ()
     ready: int = 0
     can_undo: bool = False
+    failed: bool = False
     tally: str = field(default="", compare=False)
 
     def for_browser(self) -> dict[str, Any]:
@@ -75,6 +80,7 @@ class Sheet:
             "reveal": list(self.reveal),
             "ready": self.ready,
             "undo": self.can_undo,
+            "failed": self.failed,
             "tally": self.tally,
         }
 
@@ -94,12 +100,14 @@ def plan_of(
         ConfigError: an unknown adapter, none, or a number out of range.
     """
     names = studio.engine.answerers()
-    chosen = [str(a) for a in adapters] if isinstance(adapters, list | tuple) else []
+    chosen = [plain(a) for a in adapters] if isinstance(adapters, list | tuple) else []
     unknown = [a for a in chosen if a not in names]
     if unknown or not chosen:
         found = unknown[0][:80] if unknown else "none chosen"
         raise ConfigError(f"Who answers: {found}. Allowed: one or more of {', '.join(names)}.")
     try:
+        if any(isinstance(value, bool) for value in (answers, temperature, top_p, length)):
+            raise ValueError("found yes or no")
         plan = Plan(
             who=person.name,
             adapters=tuple(sorted(set(chosen))),
@@ -109,12 +117,14 @@ def plan_of(
             max_new_tokens=int(length),
             version=studio.engine.version(),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError("Answers, temperature, top-p and length must be numbers.") from error
     if not FEWEST <= plan.answers <= MOST:
         raise ConfigError(f"{plan.answers} answers. Allowed: {FEWEST} to {MOST}.")
-    if plan.temperature <= 0.0:
+    if not 0.0 < plan.temperature < math.inf:
         raise ConfigError("Temperature 0 gives the same answer each time. Allowed: above 0.")
+    if not 0.0 < plan.top_p <= 1.0:
+        raise ConfigError("Top-p keeps the likeliest tokens of that share. Allowed: above 0 to 1.")
     return plan
 
 
@@ -126,21 +136,34 @@ def next_sheet(
 ) -> Iterator[Sheet]:
     """The task that waits for this person, else a new one, waiting until one is made.
 
-    Raises:
-        UserError: no prompt is left, or the engine refuses the plan.
+    Where none can be made, the last sheet says why.
     """
-    studio.ahead.want(plan, lambda: studio.store.judged_prompts(person.name))
     while True:
+        # Anew each time: adapters may be adopted meanwhile, or another page want something else.
+        plan = replace(plan, version=studio.engine.version())
+        studio.ahead.want(plan, lambda: studio.seen(person.name, "rank"))
         sheet = ready_sheet(studio, person, plan, before, active)
         if sheet is not None:
             yield sheet
             return
         state = studio.engine.state()
         text = "The next answers are being made." if state == "ready" else state
-        yield replace(before, task_id=None, answers=(), prompt="", status=text, tone="")
+        yield _without_task(before, text)
         failed = studio.ahead.wait(plan, _LOOK_SECONDS)
         if failed:
-            raise ConfigError(failed)
+            yield failed_sheet(before, failed)
+            return
+
+
+def failed_sheet(before: Sheet, why: str) -> Sheet:
+    """What is shown where there is no next task."""
+    return replace(_without_task(before, why), tone="bad", failed=True)
+
+
+def _without_task(before: Sheet, status: str) -> Sheet:
+    return replace(
+        before, task_id=None, answers=(), prompt="", status=status, tone="", failed=False
+    )
 
 
 def ready_sheet(
@@ -153,7 +176,7 @@ def ready_sheet(
     return None if task is None else show(studio, person, plan, task, before)
 
 
-def show(studio: Studio, person: Person, plan: Plan, task: Task, before: Sheet) -> Sheet:
+def show(studio: Studio, person: Person, plan: Plan | None, task: Task, before: Sheet) -> Sheet:
     """A stored task as it lies on the screen."""
     answers = tuple(
         {
@@ -166,14 +189,17 @@ def show(studio: Studio, person: Person, plan: Plan, task: Task, before: Sheet) 
     turns = task.prompt
     prompt = turns[0]["content"] if len(turns) == 1 else ""
     own = studio.judged_by(person.name, "rank")
-    status = before.status if before.tone == "good" else "Which is best? Press its letter, or tap."
+    said = bool(before.tone) and not before.failed  # of the ranking before
+    status = before.status if said else "Which is best? Press its letter, or tap."
     return replace(
         before,
         task_id=task.task_id,
         status=status,
+        tone=before.tone if said else "",
+        failed=False,
         prompt=prompt or "\n\n".join(f"{m['role']}: {m['content']}" for m in turns),
         answers=answers,
-        ready=studio.ahead.ready(plan),
+        ready=studio.ahead.ready(plan) if plan is not None else 0,
         can_undo=bool(own),
         tally=tally(own),
     )
@@ -186,7 +212,7 @@ def _from_shelf(studio: Studio, person: Person, plan: Plan, active: bool) -> Tas
         if chosen is None:
             return None
         wanted, sampler = chosen
-        prepared = studio.ahead.take(plan, wanted)
+        prepared = studio.ahead.take(plan, wanted, clear=sampler.strategy == "active")
     else:
         prepared = studio.ahead.take(plan)
     if prepared is None:
@@ -226,12 +252,12 @@ def _seen_before(studio: Studio, person: Person) -> Task | None:
     everything = [j for j in studio.judged() if _can_come_again(j)]
     own = [j for j in everything if j.judgement.annotator == person.name]
     if chance < settings.overlap:
-        mine = {_root(j.task) for j in own}
+        seen = studio.seen(person.name, "rank")
         others = [j.task for j in everything if j.judgement.annotator != person.name]
-        found = [t for t in others if _root(t) not in mine]
+        found = [t for t in others if t.prompt_sha256 not in seen]
     else:
-        twice = [_root(j.task) for j in own]
-        found = [j.task for j in own[:-_REPEAT_AFTER] if twice.count(_root(j.task)) == 1]
+        times = Counter(_root(j.task) for j in own)
+        found = [j.task for j in own[:-_REPEAT_AFTER] if times[_root(j.task)] == 1]
     return again(studio, person, random.SystemRandom().choice(found)) if found else None
 
 
@@ -254,34 +280,35 @@ def submit(studio: Studio, person: Person, sheet: Sheet, sent: Any) -> Sheet:
         studio: the app.
         person: who ranked.
         sheet: what was shown.
-        sent: of the browser: order (tie groups of letters, best first), outcome, flags, note, ms,
-            keys, device.
+        sent: of the browser: task (the id of what was ranked, where it says so), order (tie groups
+            of letters, best first), outcome, flags, note, ms, keys, device.
 
     Raises:
-        UserError: nothing to rank, letters that do not fit, or a second ranking of the task.
+        UserError: nothing to rank, or letters that do not fit.
     """
-    task = own_task(studio, person, sheet.task_id)
     if not isinstance(sent, dict):
         raise Refused("The ranking did not arrive whole. Rank again.")
+    # A ranking that arrives late must not fall on the next task, whose letters are the same.
+    task = own_task(studio, person, sent.get("task") or sheet.task_id, "rank")
     outcome, ranking = _said(task, sent)
     flags = sent.get("flags")
-    stored = judge(
-        studio,
-        person,
-        task,
-        ranking=ranking,
-        outcome=outcome,
-        flags=flags if isinstance(flags, list) else (),
-        note=sent.get("note"),
-        client=Client.parse(sent),
-    )
-    seconds = (stored.client_ms or stored.server_ms or 0) / 1000
+    try:
+        stored = judge(
+            studio,
+            person,
+            task,
+            ranking=ranking,
+            outcome=outcome,
+            flags=flags if isinstance(flags, list) else (),
+            note=sent.get("note"),
+            client=Client.parse(sent),
+        )
+    except JudgedAlready:
+        return replace(
+            _without_task(sheet, "You have ranked that already, on another page."), tone="bad"
+        )
     return replace(
-        sheet,
-        task_id=None,
-        prompt="",
-        answers=(),
-        status=f"{_SAID[outcome]}. Saved after {seconds:.0f} s.",
+        _without_task(sheet, f"{_SAID[outcome]}. Saved after {seconds_of(stored) or 0:.0f} s."),
         tone="good",
         reveal=reveal(task, stored),
         can_undo=True,
@@ -301,7 +328,7 @@ def _said(task: Task, sent: dict[str, Any]) -> tuple[Outcome, tuple[tuple[str, .
     return ("tie", everything) if len(ranking) == 1 else ("decided", ranking)
 
 
-def undo(studio: Studio, person: Person, plan: Plan, sheet: Sheet) -> Sheet:
+def undo(studio: Studio, person: Person, plan: Plan | None, sheet: Sheet) -> Sheet:
     """Take the last ranking back and show its task again; the one on the screen comes after it.
 
     Raises:
@@ -312,7 +339,8 @@ def undo(studio: Studio, person: Person, plan: Plan, sheet: Sheet) -> Sheet:
         raise ConfigError("There is no ranking of yours to take back.")
     take_back(studio, person, last.judgement.id)
     shown = show(studio, person, plan, last.task, replace(sheet, reveal=()))
-    return replace(shown, status="Taken back. Rank it again.", tone="")
+    status = "Taken back. Rank it again; who wrote what was shown, so it will not count as blind."
+    return replace(shown, status=status, tone="")
 
 
 def reveal(task: Task, judgement: Judgement) -> tuple[str, ...]:
@@ -327,15 +355,12 @@ def reveal(task: Task, judgement: Judgement) -> tuple[str, ...]:
 
 
 def tally(own: list[Judged]) -> str:
-    """How much a person has ranked, and how fast, in a line."""
+    """How much a person has ranked, skips apart, and how fast, in a line."""
+    own = [j for j in own if j.judgement.outcome != "skip"]
     if not own:
         return "No ranking yet."
     now = time.time()
     today = sum(now - j.judgement.done_ts < _DAY for j in own)
-    times = [
-        (j.judgement.client_ms or j.judgement.server_ms or 0) / 1000
-        for j in own
-        if j.judgement.outcome != "skip"
-    ]
-    speed = f" \u00b7 median {median(times):.0f} s" if times else ""
+    seconds = median_seconds(own)
+    speed = "" if seconds is None else f" \u00b7 median {seconds:.0f} s"
     return f"{len(own)} ranked \u00b7 {today} in 24 hours{speed}"

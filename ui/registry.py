@@ -33,55 +33,83 @@ class Registry:
         for run in runs:
             self.add(run)
 
-    def add(self, run: Run, offered: bool = True) -> list[str]:
+    def add(self, run: Run) -> list[str]:
         """Take in a run's adapters; their names.
 
-        Args:
-            run: its directory.
-            offered: to everybody. Others are candidates: known by name, and in no list but
-                `loaded`, until they are added again as offered ones.
+        Raises:
+            CheckpointError: of `read`.
+        """
+        fresh = self.read(run)
+        self.put(fresh)
+        return [entry.name for entry in fresh]
+
+    def read(self, run: Run) -> list[Registered]:
+        """The adapters of a run; takes none of them in.
 
         Raises:
-            CheckpointError: made on another backbone than those there are.
+            CheckpointError: made on another backbone than those there are, without weights in
+                safetensors, or another run of this name is open.
         """
-        found = [role for role in run.adapters() if role in _ROLES]
-        fresh = []
-        for role in found:
-            path = run.adapter(role)
+        entries = []
+        for role in (role for role in run.adapters() if role in _ROLES):
+            path, name = run.adapter(role), f"{run.name}/{role}"
             self._require_same_backbone(path)
-            weights = (path / _WEIGHTS).read_bytes()
-            name = f"{run.name}/{role}"
-            fresh.append(
-                Registered(name, run.path, role, path, hashlib.sha256(weights).hexdigest())
-            )
-        for entry in fresh:
-            self._candidates.pop(entry.name, None)
-            (self._entries if offered else self._candidates)[entry.name] = entry
-        self.version += bool(fresh) and offered
-        return [entry.name for entry in fresh]
+            if not (path / _WEIGHTS).is_file():
+                raise CheckpointError(f"{path} holds no {_WEIGHTS}; other weights are not read.")
+            sha256 = hashlib.sha256((path / _WEIGHTS).read_bytes()).hexdigest()
+            known = self._entries.get(name)
+            if known is not None and known.run.resolve() != run.path.resolve():
+                raise CheckpointError(
+                    f"{run.path} and {known.run} have one name, which votes are stored under. "
+                    f"Rename one of them."
+                )
+            entries.append(Registered(name, run.path, role, path, sha256))
+        return entries
+
+    def put(self, entries: Sequence[Registered], offered: bool = True) -> None:
+        """Take adapters in.
+
+        Args:
+            entries: of `read`.
+            offered: to everybody. Others are candidates: known by name, and in no list but
+                `loaded` and `scorers`, until they are put again as offered ones.
+        """
+        names = {entry.name: entry for entry in entries}
+        # Replaced, not changed: others may be reading the old ones.
+        if offered:
+            self._candidates = {k: e for k, e in self._candidates.items() if k not in names}
+            self._entries = self._entries | names
+            self.version += bool(names)
+        else:
+            fresh = {k: e for k, e in names.items() if k not in self._entries}
+            self._candidates = self._candidates | fresh
 
     def drop(self, run: Path) -> list[str]:
         """Forget the candidates of a run; their names."""
         names = [e.name for e in self._candidates.values() if e.run == run]
-        for name in names:
-            del self._candidates[name]
+        self._candidates = {k: e for k, e in self._candidates.items() if k not in names}
         return names
 
     def _require_same_backbone(self, path: Path) -> None:
         file = path / "lora_rlhf.json"
         if not file.is_file():
             return  # of PEFT or TRL; loading it compares the shapes
-        mine = json.loads(file.read_text())["fingerprint"]
+        try:
+            mine = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
+            found = {k: str(mine[k]) for k in ("model", "weights", "quantization", "template")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{file} is damaged ({error!r}). Train the run again.") from error
         theirs = self._fingerprint
         if theirs is None:
-            self._fingerprint, self._made_by = mine, path
+            self._fingerprint, self._made_by = found, path
             return
-        differs = [k for k in ("weights", "quantization", "template") if mine[k] != theirs[k]]
+        differs = [k for k in ("weights", "quantization", "template") if found[k] != theirs[k]]
         if differs:
             raise CheckpointError(
-                f"{path} was made on {mine['model']} ({mine['quantization']}) and {self._made_by} "
-                f"on {theirs['model']} ({theirs['quantization']}): {', '.join(differs)} differ, "
-                f"and one app has one backbone. Open them one at a time."
+                f"{path} was made on {found['model']} ({found['quantization']}) and "
+                f"{self._made_by} on {theirs['model']} ({theirs['quantization']}): "
+                f"{', '.join(differs)} differ, and one app has one backbone. Open them one at a "
+                f"time."
             )
 
     @property
@@ -93,6 +121,11 @@ class Registry:
     def loaded(self) -> list[Registered]:
         """All that lie on the backbone: those that are offered, and candidates."""
         return [*self._entries.values(), *self._candidates.values()]
+
+    @property
+    def scorers(self) -> list[str]:
+        """Names of all reward adapters that lie on the backbone."""
+        return [e.name for e in self.loaded if e.role == "reward"]
 
     @property
     def answerers(self) -> list[str]:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_rlhf import __version__
-from lora_rlhf.data.records import prompt_key
 from lora_rlhf.errors import ConfigError
 from lora_rlhf.preferences.store import Judged, Store
 from lora_rlhf.runs import Run
 from ui.ahead import Ahead
-from ui.asking import Ask, Engine, PoolPrompt, Row, Waiting
+from ui.asking import Ask, Engine, Row, Waiting
 from ui.engine import StudioEngine
 from ui.jobs import Jobs
 
@@ -53,9 +52,11 @@ class Studio:
     settings: Settings = Settings()
     multi_user: bool = False
     ahead: Ahead = field(init=False)
-    _stops: dict[str, threading.Event] = field(default_factory=dict, repr=False)
-    _judged: tuple[int, list[Judged]] | None = field(default=None, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _stops: dict[tuple[str, str], threading.Event] = field(default_factory=dict, repr=False)
+    _stopping: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _judged: list[Judged] = field(default_factory=list, repr=False)
+    _judged_at: int = field(default=0, repr=False)
+    _reading: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self) -> None:
         self.ahead = Ahead(self.engine)
@@ -88,26 +89,31 @@ class Studio:
         engine = StudioEngine(runs)
         opened = Store.open(store)
         jobs = Jobs(engine, opened, runs_dir)
-        engine.start()
+        if not jobs.has_device:  # else it is loaded when the training that goes on has ended
+            engine.start()
         return cls(engine, opened, runs_dir, jobs, settings or Settings())
 
     def judged(self) -> list[Judged]:
-        """All judgements that stand; read again only when something was stored."""
-        version = self.store.version()
-        with self._lock:
-            if self._judged is None or self._judged[0] != version:
-                self._judged = (version, self.store.judged())
-            return self._judged[1]
+        """All judgements that stand, in order; of those known already none is read again."""
+        with self._reading:
+            version = self.store.version()
+            if version != self._judged_at:
+                last = self._judged[-1].seq if self._judged else 0
+                found = self._judged + self.store.judged(since_seq=last)
+                if self.store.counts()["live"] != len(found):  # some were taken back
+                    found = self.store.judged()
+                self._judged, self._judged_at = found, version
+            return self._judged
 
     def judged_by(self, who: str, mode: str) -> list[Judged]:
         """Those of one person in one mode."""
         found = self.judged()
         return [j for j in found if j.judgement.annotator == who and j.task.mode == mode]
 
-    def unseen(self, who: str, pool: Sequence[PoolPrompt]) -> list[PoolPrompt]:
-        """The prompts of a pool that this person has not judged, skips counted."""
-        seen = self.store.judged_prompts(who)
-        return [prompt for prompt in pool if prompt_key(prompt.messages) not in seen]
+    def seen(self, who: str, mode: str) -> set[str]:
+        """Hashes of the prompts that this person has judged, skips counted, or has open now."""
+        waits = self.store.open_task(who, mode)
+        return self.store.judged_prompts(who) | ({waits.prompt_sha256} if waits else set())
 
     @property
     def app_facts(self) -> dict[str, str]:
@@ -125,8 +131,8 @@ class Studio:
             where: the tab.
         """
         event = threading.Event()
-        key = f"{who}/{where}"
-        with self._lock:
+        key = (who, where)
+        with self._stopping:
             before = self._stops.get(key)
             self._stops[key] = event
         if before is not None:
@@ -135,7 +141,7 @@ class Studio:
             yield event
         finally:
             event.set()
-            with self._lock:
+            with self._stopping:
                 if self._stops.get(key) is event:
                     del self._stops[key]
 
@@ -158,15 +164,15 @@ class Studio:
 
     def stop(self, who: str, where: str) -> bool:
         """Stop the person's job in a tab; whether there was one."""
-        with self._lock:
-            event = self._stops.get(f"{who}/{where}")
+        with self._stopping:
+            event = self._stops.get((who, where))
         if event is not None:
             event.set()
         return event is not None
 
     def close(self) -> None:
         """Stop every job and close what is open; training that runs goes on by itself."""
-        with self._lock:
+        with self._stopping:
             events = list(self._stops.values())
         for event in events:
             event.set()

@@ -4,9 +4,9 @@ Nothing here takes an answer, an adapter or a person from the browser: a browser
 letters of answers as they lie on the screen; everything else is looked up.
 """
 
-import itertools
 import json
 import random
+import re
 import string
 import time
 import uuid
@@ -26,13 +26,16 @@ from lora_rlhf.preferences.events import (
     Sampler,
     SamplingFacts,
     Task,
+    new_id,
 )
 from ui.asking import Ask, Engine, Row
 from ui.people import Person
 from ui.studio import Studio
+from ui.words import plain
 
 LETTERS = string.ascii_uppercase
 Mode = Literal["pair", "rank", "chat"]
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _VOTES = uuid.UUID("5f0c4d4e-6f1e-4b9c-9a54-2f6d2c6b7a10")
 _LONGEST_NOTE = 2000
 _A_DAY_MS = 86_400_000
@@ -40,6 +43,10 @@ _A_DAY_MS = 86_400_000
 
 class Refused(UserError):
     """A vote that cannot be taken as it was sent."""
+
+
+class JudgedAlready(Refused):
+    """Another vote of this person on the task stands."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Client:
         if isinstance(sent, str):
             try:
                 sent = json.loads(sent)
-            except ValueError:
+            except (ValueError, RecursionError):
                 sent = {}
         if not isinstance(sent, dict):
             return cls()
@@ -92,6 +99,7 @@ def make_task(
     source: str = "typed",
     blind: bool,
     sampler: Sampler | None = None,
+    task_id: str | None = None,
 ) -> Task:
     """The record of what is shown, and stores it; rankings are laid out in random order.
 
@@ -104,6 +112,7 @@ def make_task(
     shas = {entry.name: entry.sha256 for entry in studio.engine.registered()}
     messages = asks[0].messages
     task = Task(
+        task_id=task_id or new_id(),
         mode=mode,
         annotator=person.name,
         blind=blind,
@@ -164,7 +173,7 @@ def again(studio: Studio, person: Person, task: Task) -> Task:
         order.reverse()
     copy = task.model_copy(
         update={
-            "task_id": uuid.uuid4().hex,
+            "task_id": new_id(),
             "ts": time.time(),
             "annotator": person.name,
             "sampler": Sampler(strategy="repeat"),
@@ -189,14 +198,15 @@ def is_whole(task: Task) -> bool:
     return all(r.finish_reason not in UNFINISHED for r in task.responses)
 
 
-def own_task(studio: Studio, person: Person, task_id: str | None) -> Task:
+def own_task(studio: Studio, person: Person, task_id: Any, mode: Mode) -> Task:
     """A task that was made for this person.
 
     Raises:
-        Refused: there is none of that id, or it is somebody else's.
+        Refused: there is none of that id in this mode, or it is somebody else's.
     """
-    task = studio.store.task(task_id) if isinstance(task_id, str) and task_id else None
-    if task is None or task.annotator != person.name:
+    is_id = isinstance(task_id, str) and _ID.fullmatch(task_id) is not None
+    task = studio.store.task(task_id) if is_id else None
+    if task is None or task.annotator != person.name or task.mode != mode:
         raise Refused("There is nothing to vote on here. Ask first, or reload the page.")
     return task
 
@@ -234,42 +244,61 @@ def judge(
 ) -> Judgement:
     """Store what a person said of their task; it is on the disk when this returns.
 
+    Sent twice it is one judgement. Who has taken one back has seen who wrote what, so that their
+    next one of the task is not blind.
+
     Raises:
-        UserError: the store refuses it, such as a second vote on the same task.
+        JudgedAlready: they said something else before, which stands.
+        UserError: the store refuses it.
     """
     client = client or Client()
     now = time.time()
+    taken_back = studio.store.retracted(task.task_id, person.name)
+    has_scores = any(r.rm_score is not None or r.kl_to_ref is not None for r in task.responses)
     judgement = Judgement(
-        id=vote_id(studio, person, task),
+        id=_vote_id(person, task, taken_back),
         task_id=task.task_id,
         annotator=person.name,
         session=person.session,
-        blind=task.blind,
+        blind=task.blind and not taken_back,
         type="like" if task.mode == "chat" else task.mode,
         ranking=ranking,
         outcome=outcome,
         strength=strength,
         flags=_flags(flags),
-        note=str(note or "")[:_LONGEST_NOTE],
+        note=plain(note)[:_LONGEST_NOTE],
         shown_ts=task.ts,
         done_ts=now,
         client_ms=client.ms,
         server_ms=max(0, int(1000 * (now - task.ts))),
         keys=client.keys,
         device=client.device,
-        scores_visible=scores_visible,
+        scores_visible=scores_visible or (taken_back > 0 and has_scores),
     )
-    studio.store.add(judgement)
-    return judgement
+    if studio.store.add(judgement):
+        return judgement
+    first = studio.store.judgement(judgement.id)
+    if first is None or _content(first) != _content(judgement):
+        raise JudgedAlready("You have voted on this already, and that vote stands. Undo it first.")
+    return first
 
 
-def vote_id(studio: Studio, person: Person, task: Task) -> str:
-    """The id of this person's next vote on a task: the same for a double click, new after undo."""
-    for number in itertools.count():
-        found = uuid.uuid5(_VOTES, f"{task.task_id}/{person.name}/{number}").hex
-        if studio.store.judgement(found) is None:
-            return found
-    raise AssertionError("count() does not end")
+def standing(studio: Studio, person: Person, task_id: str) -> Judgement | None:
+    """What this person says of a task, unless they took it back."""
+    task = studio.store.task(task_id)
+    if task is None:
+        return None
+    taken_back = studio.store.retracted(task_id, person.name)
+    return studio.store.judgement(_vote_id(person, task, taken_back))
+
+
+def _vote_id(person: Person, task: Task, taken_back: int) -> str:
+    """Of this person's vote on a task: the same for a double click, new after each undo."""
+    return uuid.uuid5(_VOTES, f"{task.task_id}/{person.name}/{taken_back}").hex
+
+
+def _content(judgement: Judgement) -> tuple[Any, ...]:
+    return judgement.ranking, judgement.outcome, judgement.strength, judgement.flags
 
 
 def take_back(studio: Studio, person: Person, judgement_id: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ui.asking import Busy
 
+APP = ""  # no person has this name; the app's own tickets are never refused, nor counted
 MOST_WAITING = 32
 MOST_PER_PERSON = 2
 _LOOK_SECONDS = 0.1
@@ -16,7 +17,7 @@ class Ticket:
     """A place in the queue, to be used as a context manager.
 
     Attributes:
-        who: the person.
+        who: the person, or APP.
         background: gives way to every other ticket.
         give_way: set when a background job that runs should end early for somebody.
     """
@@ -49,7 +50,7 @@ class Turns:
     """The queue in front of one device.
 
     Args:
-        most_waiting: tickets in all, background ones apart.
+        most_waiting: tickets of all people, background ones apart.
         most_per_person: tickets of one person, background ones apart.
     """
 
@@ -72,7 +73,7 @@ class Turns:
             Busy: the queue is full, or holds too many of this person.
         """
         with self._changed:
-            if not ticket.background:
+            if not ticket.background and ticket.who != APP:
                 self._refuse_crowds(ticket)
             place = len(self._queue)
             if not ticket.background:
@@ -85,7 +86,7 @@ class Turns:
             self._changed.notify_all()
 
     def _refuse_crowds(self, ticket: Ticket) -> None:
-        waiting = [t for t in self._queue if not t.background]
+        waiting = [t for t in self._queue if not t.background and t.who != APP]
         if len(waiting) >= self._most_waiting:
             raise Busy(
                 f"{len(waiting)} answers are waited for already, the most allowed. Try again in a "

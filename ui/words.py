@@ -1,6 +1,14 @@
 """Sentences that several tabs say. Plain text: whoever puts them into a page escapes them."""
 
+from typing import Any
+
 from ui.asking import Waiting
+
+
+def plain(sent: Any) -> str:
+    """What somebody typed, as text that every file and tokenizer takes: no halves of letters."""
+    text = "" if sent is None else str(sent)
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def waiting_text(item: Waiting) -> str:

@@ -94,8 +94,12 @@ def _wire(
 
     def on_send(request: gr.Request, now: Talk, text: str, *knobs: Any) -> Iterator[Any]:
         me, page = person_of(request), page_of(request)
+        box: str | None = (
+            ""  # emptied once: the next question may be typed while this one is answered
+        )
         for step in send(studio, me, page, now, text, controls_of(*knobs)):
-            yield _updates(step, "")
+            yield _updates(step, step.unsent or box)
+            box = None
 
     def on_retry(request: gr.Request, event: gr.RetryData, now: Talk, *knobs: Any) -> Iterator[Any]:
         me, page = person_of(request), page_of(request)
@@ -105,7 +109,7 @@ def _wire(
     def on_edit(request: gr.Request, event: gr.EditData, now: Talk, *knobs: Any) -> Iterator[Any]:
         me, page = person_of(request), page_of(request)
         for step in edit(studio, me, page, now, event.index, event.value, controls_of(*knobs)):
-            yield _updates(step)
+            yield _updates(step, step.unsent or None)
 
     def on_undo(now: Talk, event: gr.UndoData) -> Any:
         return _updates(*undo(now, event.index))
@@ -126,7 +130,7 @@ def _wire(
         show_progress="hidden",
         concurrency_limit=None,
     )
-    streaming = {"show_progress": "hidden", "concurrency_limit": None}
+    streaming: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     chatbot.retry(told(on_retry), [talk, *panel], shown, **streaming)
     chatbot.edit(told(on_edit), [talk, *panel], shown, **streaming)
     chatbot.undo(told(on_undo), [talk], shown, queue=False)

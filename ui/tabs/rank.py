@@ -5,11 +5,23 @@ from typing import Any
 
 import gradio as gr
 
+from lora_rlhf.errors import UserError
 from lora_rlhf.preferences.events import FLAGS
+from ui.ahead import Plan
 from ui.asking import BASE
 from ui.assets import text_of
-from ui.people import person_of
-from ui.ranking import FEWEST, MOST, Sheet, next_sheet, plan_of, ready_sheet, submit, undo
+from ui.people import Person, person_of
+from ui.ranking import (
+    FEWEST,
+    MOST,
+    Sheet,
+    failed_sheet,
+    next_sheet,
+    plan_of,
+    ready_sheet,
+    submit,
+    undo,
+)
 from ui.studio import Studio
 from ui.wiring import told
 
@@ -69,11 +81,15 @@ def _wire(
             yield gr.skip(), gr.skip()
             return
         me = person_of(request)
-        plan = plan_of(studio, me, *knobs)
+        try:
+            plan = plan_of(studio, me, *knobs)
+        except UserError as error:
+            yield updates(failed_sheet(now, str(error)))
+            return
         last = None
         for step in next_sheet(studio, me, plan, now, bool(choosing)):
-            if step != last:
-                yield updates(step)
+            # Yielded even where nothing changed: only there does a page that was closed end this.
+            yield updates(step) if step != last else (gr.skip(), gr.skip())
             last = step
 
     def on_submit(
@@ -81,16 +97,23 @@ def _wire(
     ) -> Any:
         me = person_of(request)
         saved = submit(studio, me, now, event._data)
-        plan = plan_of(studio, me, *knobs)
-        return updates(ready_sheet(studio, me, plan, saved, bool(choosing)) or saved)
+        plan = plan_or_none(me, *knobs)  # what is wrong with it, `on_next` says
+        ready = plan and ready_sheet(studio, me, plan, saved, bool(choosing))
+        return updates(ready or saved)
 
     def on_undo(request: gr.Request, now: Sheet, choosing: bool, *knobs: Any) -> Any:
         me = person_of(request)
-        return updates(undo(studio, me, plan_of(studio, me, *knobs), now))
+        return updates(undo(studio, me, plan_or_none(me, *knobs), now))
+
+    def plan_or_none(me: Person, *knobs: Any) -> Plan | None:
+        try:
+            return plan_of(studio, me, *knobs)
+        except UserError:
+            return None
 
     inputs = [sheet, active, *panel]
-    waits = {"show_progress": "hidden", "concurrency_limit": None}
-    at_once = {"show_progress": "hidden", "queue": False}
+    waits: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
+    at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False}
     tab.select(told(on_next), inputs, outputs, **waits)
     ranker.submit(told(on_submit), inputs, outputs, **at_once).then(
         told(on_next), inputs, outputs, **waits
