@@ -372,10 +372,11 @@ def runaway(settings: Ppo, metrics: dict[str, float], start_length: float) -> st
 
 def _save(session: Session, trainer: PpoTrainer) -> None:
     adapters, run = session.backbone.adapters, session.run
+    data = run.summary().get("reward", {}).get("data")  # what the reward model has learned from
     adapters.freeze("policy")
-    adapters.save("policy", run.adapter("policy"), role="policy", stage="ppo")
+    adapters.save("policy", run.adapter("policy"), role="policy", stage="ppo", data=data)
     if not trainer.shared:
-        adapters.save("value", run.adapter("value"), role="value", stage="ppo")
+        adapters.save("value", run.adapter("value"), role="value", stage="ppo", data=data)
 
 
 def _report(session: Session, best: Best, reason: str) -> dict[str, object]:

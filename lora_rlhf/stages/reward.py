@@ -1,18 +1,22 @@
 """The reward model: rankings -> the adapter `reward` and its scalar head."""
 
+import hashlib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from lora_rlhf.data.batches import make_sequences, tokenise_rankings
+from lora_rlhf.data.readers import name_of
 from lora_rlhf.data.records import Ranking, prompt_key
 from lora_rlhf.data.sources import load_rankings, require
-from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt
+from lora_rlhf.data.splits import deduplicate, leak_check, split_rankings
 from lora_rlhf.errors import DataError
 from lora_rlhf.losses.outputs import LossOutput, merge
 from lora_rlhf.losses.reward import ranking_loss
-from lora_rlhf.recipe import Source
+from lora_rlhf.preferences.store import Store
+from lora_rlhf.recipe import Source, is_store
 from lora_rlhf.training.checkpoint import drop_checkpoints
 from lora_rlhf.training.material import RANKINGS, demonstrations
 from lora_rlhf.training.offline import Task, fit
@@ -54,9 +58,11 @@ def run(session: Session) -> None:
     best = fit(session, settings, task)
     normalise(session, heldout)
     backbone.adapters.freeze("reward")
-    backbone.adapters.save("reward", session.run.adapter("reward"), role="reward", stage="reward")
+    data = describe_rankings(session) | {"train": len(train), "heldout": len(heldout)}
+    path = session.run.adapter("reward")
+    backbone.adapters.save("reward", path, role="reward", stage="reward", data=data)
     report = examine(session, heldout)
-    report |= {"best_step": best["step"], "prompts": len(train)}
+    report |= {"best_step": best["step"], "prompts": len(train), "data": data}
     session.run.finish_stage("reward", time.monotonic() - started, reward=report)
     drop_checkpoints(session.run, "reward")
     if not tells_answers_apart(report) and (recipe.ppo is None or session.force):
@@ -72,18 +78,44 @@ def rankings(session: Session) -> tuple[list[Group], list[Group]]:
     Raises:
         DataError: none are usable, or a prompt stands in both parts.
     """
-    data = session.recipe.data
-    source = data.rankings
-    if session.recipe.rank is not None:
-        source = Source(path=str(session.run.path / RANKINGS))
-    assert source is not None
+    source = _source(session)
     records, _ = deduplicate(require(load_rankings(source)))
-    # Ranked samples answer training prompts alone; the split by prompt would hold out none of them.
-    salt = "rank" if session.recipe.rank is not None else ""
-    train, heldout = split_by_prompt(records, data.heldout_fraction, salt)
+    sampled = session.recipe.rank is not None or is_store(source.path or "")
+    train, heldout = split_rankings(
+        records, session.recipe.data.heldout_fraction, of_training_prompts=sampled
+    )
     leak_check(train, heldout)
     judged = _judge_scores(session)
     return _tokenise(session, train, judged), _tokenise(session, heldout, judged)
+
+
+def _source(session: Session) -> Source:
+    if session.recipe.rank is not None:
+        return Source(path=str(session.run.path / RANKINGS))
+    assert session.recipe.data.rankings is not None
+    return session.recipe.data.rankings
+
+
+def describe_rankings(session: Session) -> dict[str, object]:
+    """Where the rankings come from, and hashes that tell whether they are still the same.
+
+    Of a file the SHA-256 of its bytes; of a store that of its events, which its copies share.
+    """
+    source = _source(session)
+    facts: dict[str, object] = {"rankings": name_of(source)}
+    if source.path is None:
+        return facts
+    if is_store(source.path):
+        with Store.open(source.path, create=False, read_only=True) as store:
+            facts["rankings_digest"] = store.digest()
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        with path.open("rb") as file:
+            sha256 = hashlib.sha256()
+            while block := file.read(1 << 20):
+                sha256.update(block)
+        facts["rankings_sha256"] = sha256.hexdigest()
+    return facts
 
 
 def _judge_scores(session: Session) -> Judged:

@@ -1,5 +1,6 @@
 """The quickstart recipe, made very small, through the command line."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -133,6 +134,15 @@ def test_the_adapters_name_their_role_parent_and_backbone(run):
         prints.add(json.dumps(facts["fingerprint"], sort_keys=True))
     assert len(prints) == 1
     assert "builtin:tiny" in prints.pop()
+
+
+def test_what_was_trained_on_rankings_says_which_by_their_hash(run):
+    rankings = (run.path / "rank" / "rankings.jsonl").read_bytes()
+    for role in ("reward", "policy", "value"):
+        data = json.loads((run.adapter(role) / "lora_rlhf.json").read_text())["data"]
+        assert data["rankings_sha256"] == hashlib.sha256(rankings).hexdigest()
+        assert data["train"] + data["heldout"] == len(rankings.splitlines())
+    assert "data" not in json.loads((run.adapter("sft") / "lora_rlhf.json").read_text())
 
 
 def test_the_end_says_what_came_out_and_what_to_type_next(finished, run):
