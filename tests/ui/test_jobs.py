@@ -1,0 +1,535 @@
+"""Retraining jobs on an engine without a model and a training without torch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_rlhf.errors import ConfigError, UserError
+from lora_rlhf.preferences.store import Store
+from lora_rlhf.recipe_io import load_recipe
+from lora_rlhf.runs import Run
+from tests.preferences.making import task, vote
+from tests.ui.training import TRAINING, Watched, base_run
+from ui.job import adopted_runs, is_offered, read_job
+from ui.jobs import Jobs
+from ui.preparing import Memory
+from ui.retraining import TooLittle, Wishes
+
+ROOMY = Memory("a card", needs=1.0, usable=10.0, held=2.0)
+TIGHT = Memory("a card", needs=9.0, usable=10.0, held=2.0)
+WISHES = Wishes("quick", "reward")
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """A folder with one finished run, quick."""
+    base_run(tmp_path / "runs" / "quick")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """Twenty votes of ana on prompts of the training pool."""
+    with Store.open(tmp_path / "votes.db") as opened:
+        for i in range(20):
+            made = task(prompt=f"prompt {i}", prompt_source=f"pool:train#{i}")
+            opened.add_many([made, vote(made)])
+        yield opened
+
+
+@pytest.fixture
+def engine(runs: Path) -> Watched:
+    return Watched(runs / "quick")
+
+
+Make = Callable[..., Jobs]
+
+
+@pytest.fixture
+def make(
+    runs: Path, store: Store, engine: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Make]:
+    """Jobs whose training is the script above."""
+    script = tmp_path / "training.py"
+    script.write_text(TRAINING)
+    made: list[Jobs] = []
+
+    def jobs(manner: str = "well", steps: int = 3, memory: Memory = ROOMY, **options: Any) -> Jobs:
+        def command(run: Path, only: str | None, force: bool) -> list[str]:
+            return [
+                sys.executable,
+                str(script),
+                str(run),
+                str(steps),
+                manner,
+                str(only),
+                str(force),
+            ]
+
+        monkeypatch.setattr("ui.jobs.command", command)
+        kept = {"predict": lambda recipe: memory, "look": 0.02, "grace": 0.3} | options
+        made.append(Jobs(kept.pop("engine", engine), store, runs, **kept))
+        return made[-1]
+
+    yield jobs
+    for each in made:
+        if each._training is not None:
+            each._training.kill()
+        each.close()
+
+
+def wait(jobs: Jobs, *states: str, seconds: float = 20.0) -> None:
+    ends_at = time.monotonic() + seconds
+    while jobs.job().state not in states:
+        assert time.monotonic() < ends_at, f"{jobs.job()}\n{jobs.log_tail()}"
+        time.sleep(0.01)
+
+
+def finished(jobs: Jobs, wishes: Wishes = WISHES) -> Jobs:
+    jobs.start("ana", wishes)
+    wait(jobs, "done", "failed")
+    return jobs
+
+
+# -- preparing ----------------------------------------------------------------------------------
+
+
+def test_a_new_run_holds_snapshot_recipe_and_a_complete_sft(make, runs, store) -> None:
+    job = finished(make()).job()
+    new = Run(runs / "quick-2")
+    assert (job.state, job.name, job.base, job.person) == ("done", "quick-2", "quick", "ana")
+    assert new.is_complete("sft")
+    assert new.summary()["sft"] == {"heldout_loss": 0.7}
+    old = Run(runs / "quick")
+    assert new.adapter("sft").joinpath("adapter_config.json").read_bytes() == (
+        old.adapter("sft").joinpath("adapter_config.json").read_bytes()
+    )
+    recipe = load_recipe(str(new.path / "recipe.yaml"), finished=("sft",))
+    assert recipe.name == "quick-2"
+    assert recipe.rank is None
+    assert recipe.data.rankings is not None
+    assert recipe.data.rankings.path == str((new.path / "rankings.db").absolute())
+    assert recipe.evaluate is not None
+    assert recipe.evaluate.expect_win_rate is None
+    with Store.open(new.path / "rankings.db", read_only=True) as snapshot:
+        assert [j.judgement.id for j in snapshot.judged()] == [
+            j.judgement.id for j in store.judged()
+        ]
+
+
+def test_the_snapshot_is_private_and_its_hash_is_recorded(make, runs) -> None:
+    import hashlib
+
+    job = finished(make()).job()
+    snapshot = runs / "quick-2" / "rankings.db"
+    assert snapshot.stat().st_mode & 0o077 == 0
+    assert job.snapshot_sha256 == hashlib.sha256(snapshot.read_bytes()).hexdigest()
+    summary = Run(runs / "quick-2").summary()
+    assert summary["retraining"]["rankings_sha256"] == job.snapshot_sha256
+    assert not list(runs.glob("quick-2/.*"))  # what it was filled in is gone
+
+
+def test_the_dry_run_names_the_snapshot_that_start_makes_and_makes_none(make, runs, store) -> None:
+    jobs = make()
+    plan = jobs.plan(WISHES)
+    promised = plan.snapshot_sha256(store)
+    assert sorted(path.name for path in runs.iterdir()) == ["quick"]
+    assert (plan.material.judgements, plan.material.prompts, plan.material.pairs) == (20, 20, 20)
+    finished(jobs)
+    assert jobs.job().snapshot_sha256 == promised
+
+
+def test_a_retracted_vote_is_not_in_the_snapshot(make, runs, store) -> None:
+    from lora_rlhf.preferences.events import Retract
+
+    gone = store.judged()[3].judgement
+    store.add(Retract(ref=gone.id, annotator="ana"))
+    finished(make())
+    with Store.open(runs / "quick-2" / "rankings.db", read_only=True) as snapshot:
+        assert len(snapshot.judged()) == 19
+        assert snapshot.judgement(gone.id) is None
+
+
+def test_overrides_reach_the_recipe_and_others_are_refused(make) -> None:
+    jobs = make()
+    plan = jobs.plan(Wishes("quick", "reward", overrides=("reward.epochs=3", "seed=7")))
+    assert plan.recipe.reward is not None
+    assert (plan.recipe.reward.epochs, plan.recipe.seed) == (3.0, 7)
+    for refused in (
+        "data.prompts={path: /etc/passwd}",
+        "base.model=somebody/model",
+        "lora.rank=64",
+        "tracker=wandb",
+        "sft=null",
+        "reward",
+        "rank.judge=os:system",
+    ):
+        with pytest.raises(ConfigError, match="cannot be changed here"):
+            jobs.plan(Wishes("quick", overrides=(refused,)))
+    for judge in ("os:system", "'os:system'", '"os:system"'):
+        with pytest.raises(ConfigError, match="cannot name code to import"):
+            jobs.plan(Wishes("quick", overrides=(f"evaluate.judge={judge}",)))
+    with pytest.raises(ConfigError, match=r"reward\.epochz is not a field"):
+        jobs.plan(Wishes("quick", overrides=("reward.epochz=3",)))
+
+
+@pytest.mark.parametrize(
+    ("scope", "only", "sections"),
+    [
+        ("reward", "reward", ("sft", "reward", "ppo", "evaluate")),
+        ("reward + PPO", "None", ("sft", "reward", "ppo")),
+        ("reward + PPO + evaluate", "None", ("sft", "reward", "ppo", "evaluate")),
+    ],
+)
+def test_the_command_and_the_recipe_run_the_wanted_stages(
+    make, runs, scope, only, sections
+) -> None:
+    jobs = finished(make(), Wishes("quick", scope, force=True))
+    assert load_recipe(str(runs / "quick-2" / "recipe.yaml"), finished=["sft"]).stages == sections
+    assert jobs.log_tail().startswith(f"training {runs.absolute() / 'quick-2'} 3 well {only} True")
+
+
+def test_too_little_and_unknown_runs_are_refused_and_leave_nothing(runs, engine, tmp_path) -> None:
+    with Store.open(tmp_path / "empty.db") as empty:
+        jobs = Jobs(engine, empty, runs, predict=lambda recipe: ROOMY)
+        with pytest.raises(TooLittle, match="Rank answers to 4 more"):
+            jobs.start("ana", WISHES)
+        with pytest.raises(ConfigError, match=r"'\.\./quick' is not a run to start from"):
+            jobs.start("ana", Wishes("../quick"))
+        assert jobs.job().state == "none"
+        assert [path.name for path in runs.iterdir()] == ["quick"]
+
+
+def test_a_base_without_sft_is_refused_and_leaves_nothing(make, runs) -> None:
+    jobs = make()
+    os.unlink(runs / "quick" / "sft" / "adapter" / "adapter_config.json")
+    with pytest.raises(UserError, match="has no adapter sft to start from"):
+        jobs.start("ana", WISHES)
+    assert jobs.job().state == "none"
+    assert [path.name for path in runs.iterdir()] == ["quick"]
+
+
+def test_votes_on_held_out_prompts_measure_and_do_not_train(make, runs, store) -> None:
+    made = task(prompt="never seen", prompt_source="pool:heldout#3")
+    store.add_many([made, vote(made)])
+    finished(make())
+    with Store.open(runs / "quick-2" / "rankings.db", read_only=True) as snapshot:
+        assert made.prompt_sha256 not in {j.task.prompt_sha256 for j in snapshot.judged()}
+    prompts = [
+        json.loads(line)["prompt"][0]["content"]
+        for line in (runs / "quick-2" / "heldout.jsonl").read_text().splitlines()
+    ]
+    assert "never seen" in prompts
+    assert 1 < len(prompts) < 20  # and the held-out side of the split
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+def test_progress_has_stage_step_and_time_left(make) -> None:
+    jobs = make(steps=100)
+    jobs.start("ana", WISHES)
+    wait(jobs, "running")
+    seen = []
+    while jobs.job().state == "running" and len(seen) < 40:
+        seen.append(jobs.progress())
+        time.sleep(0.03)
+    steps = [p.step for p in seen if p.stage]
+    assert steps == sorted(steps)
+    assert {p.total for p in seen if p.stage} == {100}
+    left = [p.seconds_left for p in seen if p.seconds_left]
+    assert left
+    # 100 steps of 0.02 s or, on a busy machine, some more.
+    assert all(0 < seconds < 60 for seconds in left)
+
+
+def test_one_at_a_time_and_a_finished_one_waits_for_a_decision(make, runs) -> None:
+    jobs = make(steps=50)
+    jobs.start("ana", WISHES)
+    with pytest.raises(ConfigError, match="is at work"):
+        jobs.start("bob", WISHES)
+    wait(jobs, "done")
+    with pytest.raises(ConfigError, match="quick-2 waits for a decision"):
+        jobs.start("bob", WISHES)
+    jobs.adopt()
+    finished(jobs)
+    assert jobs.job().name == "quick-3"
+
+
+def test_another_app_on_the_same_runs_is_respected(make, runs) -> None:
+    first = make(steps=100)
+    first.start("ana", WISHES)
+    wait(first, "running")
+    second = make(engine=Watched(runs / "other"))  # has other runs, so it does not take it up
+    assert second.job().state == "none"
+    with pytest.raises(ConfigError, match="quick-2 is being trained by another app"):
+        second._require_free()
+
+
+def test_a_failure_keeps_the_reason_the_code_and_the_log(make) -> None:
+    jobs = finished(make("fails"))
+    job = jobs.job()
+    assert (job.state, job.exit_code) == ("failed", 2)
+    assert job.error == "the loss is not finite"
+    assert "<b>Traceback</b>" in jobs.log_tail()
+
+
+def test_a_process_that_dies_says_so(make) -> None:
+    job = finished(make("dies")).job()
+    assert (job.state, job.exit_code) == ("failed", -signal.SIGKILL)
+    assert "exit code -9" in job.error
+
+
+def test_the_log_tail_is_its_end(make) -> None:
+    jobs = finished(make())
+    (jobs.folder / "train-console.log").write_text("first\n" + "x" * 40_000 + "\nlast\n")
+    assert jobs.log_tail() == "last\n"
+    assert len(jobs.log_tail(100_000)) == 40_012
+
+
+def test_cancel_interrupts_so_that_a_checkpoint_is_kept(make, runs) -> None:
+    jobs = make(steps=1000)
+    jobs.start("ana", WISHES)
+    wait(jobs, "running")
+    while "training" not in jobs.log_tail():
+        time.sleep(0.01)
+    jobs.cancel()
+    wait(jobs, "cancelled")
+    assert (runs / "quick-2" / "checkpoint").read_text() == "kept"
+    assert jobs.job().exit_code == 130
+    with pytest.raises(ConfigError, match="Nothing is being trained"):
+        jobs.cancel()
+
+
+def test_who_does_not_listen_is_killed_after_the_grace(make) -> None:
+    jobs = make("deaf", steps=100_000)
+    jobs.start("ana", WISHES)
+    wait(jobs, "running")
+    while "training" not in jobs.log_tail():
+        time.sleep(0.01)
+    jobs.cancel()
+    wait(jobs, "cancelled")
+    assert jobs.job().exit_code == -signal.SIGKILL
+
+
+def test_a_cancelled_one_goes_on_in_the_same_run(make, runs) -> None:
+    jobs = make(steps=1000)
+    jobs.start("ana", WISHES)
+    wait(jobs, "running")
+    jobs.cancel()
+    wait(jobs, "cancelled")
+    sha256 = jobs.job().snapshot_sha256
+    jobs.close()
+    again = make(steps=2)
+    again.resume("bob")
+    wait(again, "done")
+    assert (again.job().name, again.job().person) == ("quick-2", "bob")
+    assert again.job().snapshot_sha256 == sha256
+    with pytest.raises(ConfigError, match="no retraining that was stopped"):
+        again.resume("bob")
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+
+def test_chat_gives_the_device_up_only_where_both_do_not_fit(make, engine) -> None:
+    finished(make(memory=ROOMY))
+    assert not {"release", "restore"} & set(engine.calls)
+
+
+def test_what_was_released_is_back_before_anything_is_measured(make, engine) -> None:
+    jobs = make(memory=TIGHT, steps=50)
+    jobs.start("ana", WISHES)
+    wait(jobs, "running")
+    assert engine.calls == ["release"]
+    assert jobs.has_device
+    wait(jobs, "done")
+    assert not jobs.has_device
+    assert engine.calls[:3] == ["release", "restore", "consider"]
+    assert engine.calls.count("restore") == 1
+
+
+@pytest.mark.parametrize("manner", ["fails", "dies", "deaf"])
+def test_chat_comes_back_however_training_ends(make, engine, manner) -> None:
+    jobs = make(manner, memory=TIGHT, steps=10 if manner != "deaf" else 100_000)
+    jobs.start("ana", WISHES)
+    wait(jobs, "running", "failed")
+    if manner == "deaf":
+        jobs.cancel()
+    wait(jobs, "failed", "cancelled")
+    assert engine.calls == ["release", "restore"]
+    assert engine.state() == "ready"
+
+
+def test_a_memory_plan_beside_what_is_held() -> None:
+    assert Memory("a card", needs=7.0, usable=10.0, held=3.0).fits_beside
+    assert not Memory("a card", needs=7.0, usable=10.0, held=3.1).fits_beside
+
+
+# -- afterwards ---------------------------------------------------------------------------------
+
+
+def test_old_and_new_are_measured_on_the_same_judgements(make, engine) -> None:
+    job = finished(make()).job()
+    assert job.result is not None
+    assert (job.result.before_adapter, job.result.after_adapter) == (
+        "quick/reward",
+        "quick-2/reward",
+    )
+    assert {c for c in engine.calls if c.startswith("score")} == {
+        "score quick/reward",
+        "score quick-2/reward",
+    }
+    assert job.result.pairs == job.result.prompts > 1
+
+
+def test_a_candidate_is_offered_to_nobody_until_it_is_adopted(make, engine, runs) -> None:
+    jobs = finished(make())
+    assert not any("quick-2" in name for name in engine.answerers())
+    assert not is_offered(runs / "quick-2")
+    assert adopted_runs(runs, ["quick"]) == []
+    names = jobs.adopt()
+    assert "quick-2/policy" in names
+    assert "quick-2/policy" in engine.answerers()
+    assert is_offered(runs / "quick-2")
+    assert is_offered(runs / "quick")
+    assert adopted_runs(runs, ["quick"]) == [runs / "quick-2"]
+    assert adopted_runs(runs, ["other"]) == []
+    assert jobs.job().state == "adopted"
+    with pytest.raises(ConfigError, match="no finished retraining to adopt"):
+        jobs.adopt()
+
+
+def test_discard_moves_the_run_and_its_name_is_not_used_again(make, engine, runs) -> None:
+    jobs = finished(make())
+    assert engine.considered == {runs / "quick-2"}
+    where = jobs.discard()
+    assert where == runs / ".discarded" / "quick-2"
+    assert (where / "rankings.db").is_file()
+    assert not (runs / "quick-2").exists()
+    assert engine.considered == set()
+    job = read_job(where)
+    assert job is not None
+    assert job.state == "discarded"
+    with pytest.raises(ConfigError, match="no retraining to discard"):
+        jobs.discard()
+    finished(jobs)
+    assert jobs.job().name == "quick-3"
+
+
+def test_what_is_adopted_cannot_be_discarded(make) -> None:
+    jobs = finished(make())
+    jobs.adopt()
+    with pytest.raises(ConfigError, match="no retraining to discard"):
+        jobs.discard()
+
+
+# -- another app's beginnings -------------------------------------------------------------------
+
+
+def test_training_outlives_the_app_and_a_new_one_finds_it(make, runs) -> None:
+    first = make(steps=100)
+    first.start("ana", WISHES)
+    wait(first, "running")
+    pid = first.job().pid
+    first.close()
+    assert first.job().state == "running"
+    second = make(steps=100)
+    assert second.job().state == "running"
+    assert second.job().pid == pid
+    wait(second, "done")
+    assert second.job().result is not None
+    assert second.job().exit_code is None  # nobody could see it
+
+
+def test_a_new_app_can_cancel_what_another_has_started(make, runs) -> None:
+    first = make(steps=1000)
+    first.start("ana", WISHES)
+    wait(first, "running")
+    while "training" not in first.log_tail():
+        time.sleep(0.01)
+    first.close()
+    second = make(steps=1000)
+    second.cancel()
+    assert first._training is not None
+    first._training.wait(10)  # reaps it, as the init of a machine does for an app that is gone
+    wait(second, "cancelled")
+    assert (runs / "quick-2" / "checkpoint").exists()
+
+
+def test_training_of_an_app_killed_with_its_chat_unloaded_keeps_the_device(make, runs) -> None:
+    first = make(memory=TIGHT, steps=100)
+    first.start("ana", WISHES)
+    wait(first, "running")
+    first.close()
+    fresh = Watched(runs / "quick")
+    second = make(memory=TIGHT, engine=fresh)
+    assert fresh.calls == ["release"]
+    assert second.has_device
+    wait(second, "done")
+    assert fresh.calls[:3] == ["release", "restore", "consider"]
+
+
+def test_what_ended_while_no_app_was_there_is_looked_at_by_the_next(make, runs) -> None:
+    first = make("fails", steps=30)
+    first.start("ana", WISHES)
+    wait(first, "running")
+    first.close()
+    assert first._training is not None
+    assert first._training.wait(20)
+    second = make()
+    wait(second, "failed")
+    assert second.job().error == "the loss is not finite"
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_training(make, runs) -> None:
+    jobs = finished(make())
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        record = jobs.folder / "retraining.json"
+        said = json.loads(record.read_text()) | {
+            "state": "running",
+            "pid": stranger.pid,
+            "process_began": "12345",
+        }
+        record.write_text(json.dumps(said))
+        summary = Run(jobs.folder).summary()
+        del summary["seconds"]["reward"]
+        (jobs.folder / "summary.json").write_text(json.dumps(summary))
+        jobs.close()
+        second = make()
+        wait(second, "failed")
+        assert "nobody saw how it ended" in second.job().error
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_finished_one_is_still_to_be_decided_after_a_restart(make, engine, runs) -> None:
+    finished(make()).close()
+    second = make()
+    assert second.job().state == "done"
+    assert second.job().result is not None
+    assert "quick-2/policy" in second.adopt()
+    third = make()
+    assert third.job().state == "none"
+
+
+def test_a_damaged_record_is_no_retraining(make, runs) -> None:
+    finished(make()).close()
+    (runs / "quick-2" / "retraining.json").write_text('{"state": "done"')
+    assert make().job().state == "none"
+    # A record copied into another run says nothing of it.
+    (runs / "quick" / "retraining.json").write_text(
+        '{"state": "done", "name": "x", "base": "quick"}'
+    )
+    assert make().job().state == "none"

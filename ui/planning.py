@@ -1,0 +1,188 @@
+"""A retraining before it begins: what it trains on, by which recipe, and its run directory."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_rlhf.data.records import Ranking
+from lora_rlhf.preferences.events import Judgement, Task
+from lora_rlhf.preferences.store import Judged, Store
+from lora_rlhf.recipe import Recipe
+from lora_rlhf.runs import Json, Run
+from ui.earlier import earlier_events
+from ui.job import Job
+from ui.measuring import FILE as HELDOUT
+from ui.measuring import write_heldout
+from ui.preparing import (
+    SNAPSHOT,
+    copy_sft,
+    fill,
+    new_name,
+    recipe_of,
+    retraining_recipe,
+    write_recipe,
+)
+from ui.retraining import Chosen, Material, Wishes, choose, count, ranking_of
+
+_START_SECONDS = 15.0  # of a process: imports, the backbone, the report
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a retraining would do.
+
+    Attributes:
+        base: the run it starts from.
+        name: of the new run.
+        wishes: of the admin.
+        chosen: out of the store.
+        earlier: rankings of the base run, as events.
+        material: all that, counted.
+        recipe: of the new run.
+        defaults: `key=value` that differ from the base run's recipe because there is little data.
+    """
+
+    base: Run
+    name: str
+    wishes: Wishes
+    chosen: Chosen
+    earlier: list[Task | Judgement]
+    material: Material
+    recipe: Recipe
+    defaults: tuple[str, ...]
+
+    @classmethod
+    def make(
+        cls, store: Store, base: Run, runs_dir: Path, wishes: Wishes, heldout_keys: set[str]
+    ) -> "Plan":
+        """Read the store and the base run; nothing is changed.
+
+        Args:
+            store: of judgements.
+            base: the run to start from.
+            runs_dir: where the new run will lie.
+            wishes: of the admin.
+            heldout_keys: hashes of prompts that training must not see.
+
+        Raises:
+            UserError: an override that cannot be, or a base run that lacks something.
+        """
+        old = recipe_of(base)
+        chosen = choose(store.judged(), wishes, heldout_keys)
+        earlier = earlier_events(base, old) if wishes.earlier else []
+        material = count(chosen, rankings_in(earlier), old.data.heldout_fraction)
+        name = new_name(runs_dir, base.name)
+        defaults = small_data(material, old)
+        if old.evaluate is not None and wishes.heldout:
+            # What is trained on does not evaluate.
+            trained_on = {j.task.prompt_sha256 for j in chosen.kept}
+            left = max(1, len(heldout_keys - trained_on))
+            defaults += (f"evaluate.prompts={min(old.evaluate.prompts, left)}",)
+        recipe = retraining_recipe(base, runs_dir / name, wishes, defaults)
+        return cls(base, name, wishes, chosen, earlier, material, recipe, defaults)
+
+    def events(self) -> Iterator[Task | Judgement]:
+        """What the snapshot holds, tasks before their judgements."""
+        tasks = {each.task.task_id: each.task for each in self.chosen.kept}
+        yield from tasks.values()
+        yield from (each.judgement for each in self.chosen.kept)
+        yield from self.earlier
+
+    def snapshot_sha256(self, store: Store) -> str:
+        """The hash of the snapshot that would be trained on; the file itself is thrown away."""
+        with tempfile.TemporaryDirectory() as folder:
+            return fill(Path(folder) / SNAPSHOT, store, self.events())
+
+    @property
+    def seconds(self) -> float | None:
+        """About how long it takes, from what the base run took; None where that is not known."""
+        summary, old = self.base.summary(), recipe_of(self.base)
+        taken = summary.get("seconds", {})
+        total = _START_SECONDS
+        for stage in self.wishes.stages:
+            if stage not in taken:
+                return None
+            total += taken[stage] * self._ratio(stage, old, summary)
+        return total
+
+    def _ratio(self, stage: str, old: Recipe, summary: Json) -> float:
+        """How much more there is to do in a stage than there was in the base run."""
+        new = self.recipe
+        if stage == "reward" and old.reward and new.reward:
+            before = summary.get("reward", {}).get("prompts", 1) * old.reward.epochs
+            return self.material.train.rankings * new.reward.epochs / max(before, 1e-9)
+        if stage == "ppo" and old.ppo and new.ppo:
+            return new.ppo.steps * new.ppo.batch_size / (old.ppo.steps * old.ppo.batch_size)
+        if stage == "evaluate" and old.evaluate and new.evaluate:
+            return new.evaluate.prompts / old.evaluate.prompts
+        return 1.0
+
+
+def rankings_in(events: Sequence[Task | Judgement]) -> list[Ranking]:
+    """The judgements among events, with the tasks among them, as the reward model reads them."""
+    tasks = {e.task_id: e for e in events if isinstance(e, Task)}
+    judgements = [e for e in events if isinstance(e, Judgement)]
+    return [ranking_of(Judged(tasks[j.task_id], j, 0)) for j in judgements]
+
+
+def small_data(material: Material, old: Recipe) -> tuple[str, ...]:
+    """What suits few rankings better than the settings of the base run."""
+    return ()
+
+
+def prepare_run(
+    plan: Plan, store: Store, person: str, before: str | None, runs_dir: Path
+) -> tuple[Job, Path]:
+    """Make the run directory; nothing is left of it when that fails.
+
+    Args:
+        plan: of `Plan.make`.
+        store: that it was made of.
+        person: who wants it.
+        before: name of the reward adapter to compare with.
+        runs_dir: where runs lie.
+
+    Raises:
+        UserError: the base run lacks `sft`, or the disk has no room.
+    """
+    folder = runs_dir / plan.name
+    folder.mkdir()  # whoever makes it has the name
+    job = Job(
+        state="preparing",
+        name=plan.name,
+        base=plan.base.name,
+        person=person,
+        stages=plan.wishes.stages,
+        force=plan.wishes.force,
+        started_at=time.time(),
+        judgements=plan.material.judgements,
+        earlier=plan.material.earlier,
+        before=before,
+    )
+    try:
+        job.save(folder)
+        new = Run(folder)
+        copy_sft(plan.base, new)
+        sha256 = fill(folder / SNAPSHOT, store, plan.events())
+        write_heldout(folder / HELDOUT, plan.material.measured)
+        job = job.model_copy(update={"snapshot_sha256": sha256})
+        new.write_json("summary.json", new.summary() | {"retraining": _origin(job)})
+        job.save(folder)
+        write_recipe(new, plan.recipe)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    return job, folder
+
+
+def _origin(job: Job) -> Json:
+    """What the new run's summary says of where it came from."""
+    return {
+        "base": job.base,
+        "rankings_sha256": job.snapshot_sha256,
+        "judgements": job.judgements,
+        "earlier": job.earlier,
+    }
