@@ -286,6 +286,7 @@ def next_steps(console: Console, run: Run) -> None:
     say("")
     say("Next:")
     if newest != "reward":
+        say(f"  lora-rlhf ui {run.path}")
         say(f"  lora-rlhf chat {run.path}")
     say(f"  lora-rlhf export {run.path} --adapter {newest}")
 

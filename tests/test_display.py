@@ -110,6 +110,7 @@ def test_next_steps_name_the_adapters_and_commands(tmp_path: Path) -> None:
         display.next_steps(console, run)
     text = out.getvalue()
     assert str(run.adapter("policy")) in text
+    assert f"lora-rlhf ui {run.path}" in text
     assert f"lora-rlhf chat {run.path}" in text
     assert f"lora-rlhf export {run.path} --adapter policy" in text
 
