@@ -36,7 +36,7 @@ def policy(scripts: str = "") -> str:
         "default-src 'none'; "
         f"script-src 'self' 'unsafe-eval'{scripts}; script-src-attr 'none'; "
         "style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; font-src 'self' data:; "
+        "img-src 'self' data: blob:; font-src 'self'; "
         "connect-src 'self'; manifest-src 'self'; "
         "frame-src 'none'; frame-ancestors 'none'; base-uri 'self'; form-action 'self'; "
         "object-src 'none'"

@@ -228,6 +228,8 @@ def _mounted(
     blocks.analytics_enabled = False
     blocks.state_session_capacity = MOST_SESSIONS
     blocks.delete_cache = blocks.delete_cache or (3600, 86400)
+    for handler in blocks.fns.values():
+        handler.api_visibility = "private"  # or the page of the login would describe them
     blocks.queue(max_size=MOST_WAITING_CALLS, api_open=False)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     gr.mount_gradio_app(
