@@ -274,9 +274,9 @@ class Database:
 
 def _prepare(path: Path, create: bool) -> None:
     """See to it that the file is there, for its owner alone; SQLite's own files inherit that."""
-    if path.is_dir():
-        raise PreferenceError(f"{path} is a folder. Give the path of a file, such as rankings.db.")
     try:
+        if path.is_dir():
+            raise PreferenceError(f"{path} is a folder. Give a file in it, such as rankings.db.")
         if not path.exists():
             if not create:
                 raise PreferenceError(
@@ -294,7 +294,7 @@ def _prepare(path: Path, create: bool) -> None:
                 path.chmod(0o600)
     except OSError as error:
         raise PreferenceError(
-            f"{path} cannot be made: {error.strerror}. Give a path in a folder that you may write."
+            f"{path} cannot be opened or made: {error.strerror}. Give a path in a folder of yours."
         ) from error
 
 

@@ -1,0 +1,163 @@
+"""Killed writers, full disks, locked and vanished files: what was acknowledged is there."""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lora_rlhf.errors import PreferenceError
+from lora_rlhf.preferences import database
+from lora_rlhf.preferences.store import Store
+from tests.preferences.making import task, vote
+from tests.preferences.writers import WRITERS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def program(*arguments: str, before: tuple[str, ...] = (), **options) -> dict:
+    command = [*before, sys.executable, "-m", "tests.preferences.writers", *arguments]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=ROOT, **options
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout)
+
+
+def test_eight_writers_killed_in_mid_write_lose_nothing_acknowledged(location):
+    found = program("killed", location)
+    assert found["statuses"] == [signal.SIGKILL] * WRITERS
+    acknowledged = {event for each in found["acknowledged"] for event in each}
+    assert len(acknowledged) > 2 * WRITERS
+    assert sum(map(bool, found["acknowledged"])) > WRITERS // 2
+    with Store.open(location) as store:
+        store.check()
+        there = {j.task.id for j in store.judged()} | {j.judgement.id for j in store.judged()}
+        alone = {i for i in acknowledged - there if store.task(i) is not None}
+        assert acknowledged <= there | alone
+        # At most one event a writer was stored and not yet acknowledged.
+        assert store.version() - len(acknowledged) <= WRITERS + _gaps(store, location)
+        shown = task()
+        assert store.add(shown)
+        assert store.add(vote(shown)), "and it can be written again at once"
+
+
+def _gaps(store: Store, location: str) -> int:
+    """Numbers that PostgreSQL gave to transactions that were killed."""
+    counts = store.counts()
+    return store.version() - counts["tasks"] - counts["judgements"] if "://" in location else 0
+
+
+def test_a_limit_on_the_file_is_a_sentence_and_loses_nothing(tmp_path):
+    found = program("full", str(tmp_path), "limit")
+    _held(found)
+
+
+def test_a_full_disk_is_a_sentence_and_loses_nothing(tmp_path):
+    """On a disk of one megabyte, mounted for the program alone."""
+    mount = f'mount -t tmpfs -o size=1m tmpfs {tmp_path} && exec "$@"'
+    own = ("unshare", "--mount", "sh", "-c", mount, "sh")
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*own, "true"], capture_output=True).returncode
+    ):
+        pytest.skip("no disk can be mounted here (needs root and unshare)")
+    found = program("full", str(tmp_path), "disk", before=own)
+    _held(found)
+    assert "no space is left on the disk" in found["failed"]
+
+
+def _held(found: dict) -> None:
+    assert found["failed"].endswith(".")
+    assert "Nothing was stored by this call" in found["failed"]
+    assert found["acknowledged"] > 10
+    assert found["lost"] == []
+    assert found["events"] == found["acknowledged"], "and nothing that was not acknowledged"
+
+
+def test_a_file_that_another_process_locks_is_waited_for_and_then_a_sentence(tmp_path, monkeypatch):
+    path = tmp_path / "rankings.db"
+    with Store.open(path) as store:
+        store.add(task())
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.3)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with Store.open(path) as store:
+        with pytest.raises(PreferenceError, match="locked by another process"):
+            store.add(task())
+        assert store.counts()["tasks"] == 1, "reading goes on meanwhile"
+        other.execute("ROLLBACK")
+        assert store.add(task())
+    other.close()
+
+
+def test_a_file_that_was_removed_or_replaced_takes_no_more_votes(tmp_path):
+    """They would go into a file that has no name any more."""
+    path = tmp_path / "rankings.db"
+    with Store.open(path) as store:
+        store.add(task())
+        path.rename(tmp_path / "away.db")
+        with pytest.raises(PreferenceError, match="removed or replaced"):
+            store.add(task())
+        shutil.copy(tmp_path / "away.db", path)
+        with pytest.raises(PreferenceError, match="removed or replaced"):
+            store.add(task())
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that everybody may enter; pytest's own are for their owner."""
+    folder = Path(tempfile.mkdtemp(prefix="store-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def as_nobody(path: Path, code: str) -> str:
+    """Run code as a user for whom permissions count, also where the tests run as root."""
+    # That user may not see the interpreter's own folder: fork instead of exec.
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "no error"
+        try:
+            if os.geteuid() == 0:
+                os.setuid(pwd.getpwnam("nobody").pw_uid)
+            exec(code, {"path": path, "Store": Store, "task": task})
+        except PreferenceError as error:
+            said = str(error)
+        except BaseException as error:
+            said = repr(error)
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as lines:
+        said = lines.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+def test_a_file_that_may_only_be_read_is_a_sentence(open_folder):
+    path = open_folder / "rankings.db"
+    with Store.open(path) as store:
+        store.add_many([shown := task(), vote(shown)])
+    path.chmod(0o444)
+    said = as_nobody(path, "Store.open(path).add(task())")
+    assert said.startswith(str(path)), said
+    assert "read-only" in said
+    code = "store = Store.open(path, read_only=True); assert len(store.judged()) == 1"
+    assert as_nobody(path, code) == "no error", "but it can be read"
+    assert "cannot be opened or made" in as_nobody(path, "Store.open(path.with_name('new.db'))")
+    path.chmod(0o000)
+    assert "cannot be opened" in as_nobody(path, "Store.open(path)")
+    open_folder.chmod(0o700)
+    if os.geteuid() == 0:
+        assert "Permission denied" in as_nobody(path, "Store.open(path)")

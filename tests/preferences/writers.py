@@ -1,0 +1,88 @@
+"""Programs that write to a store and are killed, or run out of disk; run as `python -m`.
+
+writers killed LOCATION    eight processes write; each is ended with SIGKILL; acknowledged ids
+writers full FOLDER HOW    writes until the disk (tmpfs) or the limit on a file is full
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+from lora_rlhf.errors import PreferenceError
+from lora_rlhf.preferences.store import Store
+from tests.preferences.making import task, vote
+
+WRITERS = 8
+_SECONDS = 1.2
+_LONG = 3000  # characters of an answer: about 3 kB a task
+
+
+def _pair() -> tuple:
+    shown = task([{"text": "x" * _LONG}, {"text": "y"}], prompt=f"question {random.random()}")
+    return shown, vote(shown)
+
+
+def killed(location: str) -> None:
+    """Fork writers that acknowledge each stored id on a pipe, and kill them at any moment."""
+    store = Store.open(location)  # before the forks: its connections must not cross them
+    store.counts()
+    children = []
+    for number in range(WRITERS):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            random.seed(number)
+            os.close(read)
+            while True:
+                for event in _pair():
+                    if store.add(event):
+                        os.write(write, f"{event.id}\n".encode())
+                time.sleep(random.random() * 0.01)  # one that never pauses starves the others
+        os.close(write)
+        children.append((pid, read))
+    time.sleep(_SECONDS)
+    acknowledged, statuses = [], []
+    for pid, read in children:
+        os.kill(pid, signal.SIGKILL)
+        statuses.append(os.waitpid(pid, 0)[1])
+        with os.fdopen(read) as lines:
+            acknowledged.append(lines.read().split())
+        time.sleep(random.random() * 0.02)
+    json.dump({"acknowledged": acknowledged, "statuses": statuses}, sys.stdout)
+
+
+def full(folder: str, how: str) -> None:
+    """Fill what there is, free some, go on; says what was acknowledged and how it failed."""
+    path = Path(folder) / "rankings.db"
+    filler = Path(folder) / "filler"
+    filler.write_bytes(b"0" * 200_000)
+    if how == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
+    store = Store.open(path)
+    acknowledged, failed = [], ""
+    while not failed:
+        try:
+            for event in _pair():
+                store.add(event)
+                acknowledged.append(event.id)
+        except PreferenceError as error:
+            failed = str(error)
+    store.close()
+    if how == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    filler.unlink()
+    with Store.open(path) as again:
+        lost = [i for i in acknowledged if again.task(i) is None and again.judgement(i) is None]
+        events = again.version()
+        again.add(_pair()[0])
+    found = {"acknowledged": len(acknowledged), "lost": lost, "failed": failed, "events": events}
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    {"killed": killed, "full": full}[sys.argv[1]](*sys.argv[2:])
