@@ -143,11 +143,11 @@ MADE_UP: list[Any] = [None, "", "unknown", 7, 7.0, True, [], ["x"], {}, {"task_i
 MADE_UP += ["\x00", "x" * 10**6, "' OR 1=1 --", "../../etc/passwd"]
 
 
-@pytest.mark.parametrize("forged", MADE_UP, ids=lambda value: repr(value)[:20])
-def test_a_made_up_task_is_no_task(studio: Studio, ana: Person, forged: Any) -> None:
+def test_a_made_up_task_is_no_task(studio: Studio, ana: Person) -> None:
     a_task(studio, ana)
-    with pytest.raises(Refused, match="nothing to vote on"):
-        own_task(studio, ana, forged, "pair")
+    for forged in MADE_UP:
+        with pytest.raises(Refused, match="nothing to vote on"):
+            own_task(studio, ana, forged, "pair")
 
 
 def test_a_task_is_its_owners_alone_and_of_its_mode(
@@ -321,25 +321,23 @@ FORGED: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("letters", FORGED, ids=lambda value: repr(value)[:40])
-def test_forged_letters_are_refused(studio: Studio, ana: Person, letters: Any) -> None:
-    with pytest.raises(Refused, match="Rank again"):
-        rids_of(a_task(studio, ana, 4), letters)
+def test_forged_letters_are_refused(studio: Studio, ana: Person) -> None:
+    task = a_task(studio, ana, 4)
+    for letters in FORGED:
+        with pytest.raises(Refused, match="Rank again"):
+            rids_of(task, letters)
 
 
 # -- flags, notes, facts of the client ----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [["nice"], [""], ["Harmful"], [None], [7], [["harmful"]], [{}], ["harmful", "x" * 10**6]],
-)
-def test_forged_flags_are_refused_and_nothing_is_stored(
-    studio: Studio, ana: Person, flags: list[Any]
-) -> None:
-    with pytest.raises(Refused, match="is no flag") as refused:
-        decided(studio, ana, a_task(studio, ana), flags=flags)
-    assert len(str(refused.value)) < 500
+def test_forged_flags_are_refused_and_nothing_is_stored(studio: Studio, ana: Person) -> None:
+    task = a_task(studio, ana)
+    forged: list[Any] = ["nice", "", "Harmful", None, 7, ["harmful"], {}, "x" * 10**6]
+    for flag in forged:
+        with pytest.raises(Refused, match="is no flag") as refused:
+            decided(studio, ana, task, flags=["harmful", flag])
+        assert len(str(refused.value)) < 500
     assert studio.store.counts()["judgements"] == 0
 
 
@@ -348,9 +346,8 @@ def test_flags_are_stored_once_each(studio: Studio, ana: Person) -> None:
     assert decided(studio, ana, a_task(studio, ana), flags=many).flags == FLAGS
 
 
-@pytest.mark.parametrize(
-    ("sent", "kept"),
-    [
+def test_notes_are_text_of_bounded_length(studio: Studio, ana: Person) -> None:
+    notes: list[tuple[Any, str]] = [
         (None, ""),
         ("", ""),
         ("fine", "fine"),
@@ -359,16 +356,12 @@ def test_flags_are_stored_once_each(studio: Studio, ana: Person) -> None:
         (["a"], "['a']"),
         ({"a": 1}, "{'a': 1}"),
         (7, "7"),
-    ],
-    ids=lambda value: repr(value)[:20],
-)
-def test_notes_are_text_of_bounded_length(
-    studio: Studio, ana: Person, sent: Any, kept: str
-) -> None:
-    vote = decided(studio, ana, a_task(studio, ana), note=sent)
-    stored = studio.store.judgement(vote.id)
-    assert stored is not None
-    assert stored.note == kept
+    ]
+    for sent, kept in notes:
+        vote = decided(studio, ana, a_task(studio, ana), note=sent)
+        stored = studio.store.judgement(vote.id)
+        assert stored is not None
+        assert stored.note == kept
 
 
 @pytest.mark.parametrize(
