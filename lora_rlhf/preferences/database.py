@@ -183,20 +183,14 @@ class Database:
 
     def _open(self) -> None:
         """Check the file or server, and bring its tables to this version."""
+        with self.reading() as connection:
+            found = schema.examine(connection, self.shown)
+            if self.path is None:
+                _require_utf8(connection, self.shown)
         if self.path is not None:
             if not self.read_only:
                 self._keep_a_log()
             self.check()
-        else:
-            with self.reading() as connection:
-                encoding = connection.scalar(text("SHOW server_encoding"))
-            if encoding != "UTF8":
-                raise PreferenceError(
-                    f"{self.shown} keeps text as {encoding}. Make a database with ENCODING 'UTF8'."
-                )
-        with self.reading() as connection:
-            found = schema.version_of(connection)
-            schema.refuse_newer(found, self.shown)
         if found == schema.VERSION:
             return
         if self.read_only:
@@ -332,6 +326,14 @@ def _prepare_server_session(driver: Any, record: object) -> None:
     driver.execute("SET synchronous_commit TO on")  # the server's own default may be off
     driver.execute(f"SET lock_timeout TO '{BUSY_SECONDS:.0f}s'")
     driver.autocommit = False
+
+
+def _require_utf8(connection: Connection, shown: str) -> None:
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise PreferenceError(
+            f"{shown} keeps text as {encoding}. Make a database with ENCODING 'UTF8'."
+        )
 
 
 def _server(location: str) -> URL:

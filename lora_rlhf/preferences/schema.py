@@ -117,12 +117,10 @@ def upgrade(connection: Connection, shown: str) -> None:
     Raises:
         PreferenceError: the tables are newer, or the file is a database of something else.
     """
-    found = version_of(connection)
-    refuse_newer(found, shown)
+    found = examine(connection, shown)
     if found == VERSION:
         return
     if found == 0:
-        _refuse_strangers(connection, shown)
         METADATA.create_all(connection)
     else:
         _set_triggers(connection, on=False)
@@ -132,30 +130,27 @@ def upgrade(connection: Connection, shown: str) -> None:
     _write_version(connection)
 
 
-def refuse_newer(found: int, shown: str) -> None:
-    """Stop at tables that a later version has made.
+def examine(connection: Connection, shown: str) -> int:
+    """The version of the tables, 0 where there are none yet; changes nothing.
 
     Raises:
-        PreferenceError: they are newer.
+        PreferenceError: they are newer, or the file is a database of another program.
     """
+    found = version_of(connection)
     if found > VERSION:
         raise PreferenceError(
             f"{shown} was written by a newer lora-rlhf (its format is {found}; this one reads up "
             f"to {VERSION}). Upgrade: pip install -U lora-rlhf"
         )
-
-
-def _refuse_strangers(connection: Connection, shown: str) -> None:
-    """A SQLite file with tables but without our version is another program's."""
-    if not is_sqlite(connection):
-        return
-    tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
-    mark = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-    if tables or mark not in (0, APPLICATION_ID):
-        raise PreferenceError(
-            f"{shown} is an SQLite database of another program. Give another file; it is made when "
-            f"it does not exist."
-        )
+    if is_sqlite(connection):
+        mark = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+        tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
+        if mark != (APPLICATION_ID if found else 0) or (tables and not found):
+            raise PreferenceError(
+                f"{shown} is an SQLite database of another program. Give another file; it is made "
+                f"when it does not exist."
+            )
+    return found
 
 
 def _set_triggers(connection: Connection, on: bool) -> None:

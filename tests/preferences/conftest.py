@@ -5,7 +5,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import create_engine, text
 
 from lora_rlhf.preferences.store import Store
 from tests.preferences.servers import server
@@ -20,18 +20,24 @@ def postgres() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where an empty store can be opened: a file, or a new schema of a real server."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "rankings.db")
-        return
-    url = request.getfixturevalue("postgres")
-    schema = f"test{next(_schemas)}"  # cheaper than a database
-    admin = create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=NullPool)
+@pytest.fixture
+def server_location(postgres: str) -> str:
+    """The URL of an empty schema: cheaper than a database."""
+    schema = f"test{next(_schemas)}"
+    admin = create_engine(postgres.replace("postgresql://", "postgresql+psycopg://"))
     with admin.begin() as connection:
         connection.execute(text(f"CREATE SCHEMA {schema}"))
-    yield f"{url}&options=-csearch_path%3D{schema}"
+    admin.dispose()
+    return f"{postgres}&options=-csearch_path%3D{schema}"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty store can be opened: a file, or a new schema of a real server."""
+    if request.param == "sqlite":
+        return str(tmp_path / "rankings.db")
+    found: str = request.getfixturevalue("server_location")
+    return found
 
 
 @pytest.fixture
