@@ -24,9 +24,10 @@ def app(tmp_path: Path) -> Iterator[Running]:
 @pytest.fixture
 def proxied(tmp_path: Path) -> Iterator[Running]:
     """Behind a proxy on this machine, which says who is behind it."""
-    settings = Settings(port=0, users=users_file(tmp_path), host_names=(PUBLIC,))
-    with quick_passwords(), served(settings) as running:
-        yield running
+    with quick_passwords():
+        settings = Settings(port=0, users=users_file(tmp_path), host_names=(PUBLIC,))
+        with served(settings) as running:
+            yield running
 
 
 def attempt(visitor: Visitor, name: str, password: str, through: str | None = None) -> int:
