@@ -156,6 +156,7 @@ def check_before_training(session: Session, todo: list[str]) -> None:
 
     Raises:
         DataError: rows that cannot be used, held-out prompts that are trained on, too few prompts.
+        CheckpointError: no adapter to start from.
         ConfigError: a judge that cannot be imported.
     """
     recipe, chat_format = session.recipe, session.backbone.format
@@ -164,11 +165,26 @@ def check_before_training(session: Session, todo: list[str]) -> None:
     problems = [p for p in found if p.kind != "leak"]
     if problems:
         raise DataError(describe(problems))
+    if recipe.reward is not None and recipe.reward.start_from is not None and "reward" in todo:
+        require_adapter(Path(recipe.reward.start_from).expanduser(), "reward.start_from")
     for settings in (recipe.rank, recipe.evaluate):
         if settings is not None and settings.judge is not None:
             find_judge(settings.judge)
     if recipe.evaluate is not None and "evaluate" in todo:
         heldout_prompts(session, recipe.evaluate.prompts)
+
+
+def require_adapter(path: Path, where: str) -> None:
+    """Refuse a directory that no adapter lies in.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if not (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{where}: there is no adapter in {path}. Give the directory of one, such as "
+            f"runs/quickstart/reward/adapter."
+        )
 
 
 def check_expectation(recipe: Recipe, summary: Json) -> None:
@@ -232,11 +248,14 @@ def stage_rows(
     value, double = "", 1
     if recipe.ppo is not None and recipe.ppo.value == "adapter":
         value, double = " + value from reward", 2
+    start = "copy of sft + head"
+    if recipe.reward is not None and recipe.reward.start_from is not None:
+        start = "an earlier reward"
     reads = "rank" if recipe.rank is not None else "rankings"
     of = {
         "sft": ("sft", "fresh LoRA", trainable),
         "rank": ("", "answers of sft", 0),
-        "reward": ("reward", f"copy of sft + head; {reads}", trainable),
+        "reward": ("reward", f"{start}; {reads}", trainable),
         "ppo": ("policy", f"copy of sft{value}", double * trainable),
         "evaluate": ("", "held-out prompts", 0),
     }

@@ -171,6 +171,8 @@ class Reward(Optimizer):
     evaluate_every: Count = 50
     normalize_on: Literal["demonstrations", "none"] = "demonstrations"
     """Held-out demonstrations then score 0, in units of the held-out answers' spread."""
+    start_from: str | None = None
+    """Directory of a reward adapter to go on from, for new rankings; unset: a copy of `sft`."""
 
 
 class Ppo(Optimizer):

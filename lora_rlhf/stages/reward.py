@@ -12,7 +12,7 @@ from lora_rlhf.data.readers import name_of
 from lora_rlhf.data.records import Ranking, prompt_key
 from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.data.splits import deduplicate, leak_check, split_rankings
-from lora_rlhf.errors import DataError
+from lora_rlhf.errors import CheckpointError, DataError
 from lora_rlhf.losses.outputs import LossOutput, merge
 from lora_rlhf.losses.reward import ranking_loss
 from lora_rlhf.preferences.store import Store
@@ -46,8 +46,7 @@ def run(session: Session) -> None:
     assert settings is not None
     started = time.monotonic()
     train, heldout = rankings(session)
-    backbone.adapters.copy("sft", "reward")
-    backbone.adapters.add_head("reward", seed=recipe.seed)
+    begin(session)
     task = Task(
         stage="reward",
         lengths=[g.tokens for g in train],
@@ -67,6 +66,27 @@ def run(session: Session) -> None:
     drop_checkpoints(session.run, "reward")
     if not tells_answers_apart(report) and (recipe.ppo is None or session.force):
         session.tell(coin_warning(report))
+
+
+def begin(session: Session) -> None:
+    """Put in place what will train: a copy of `sft` with a fresh head, or an earlier `reward`.
+
+    Raises:
+        CheckpointError: `reward.start_from` is no reward adapter of this backbone.
+    """
+    settings, adapters = session.recipe.reward, session.backbone.adapters
+    assert settings is not None
+    if settings.start_from is None:
+        adapters.copy("sft", "reward")
+        adapters.add_head("reward", seed=session.recipe.seed)
+        return
+    adapters.load("reward", Path(settings.start_from).expanduser())
+    if "reward" not in adapters.heads:
+        raise CheckpointError(
+            f"reward.start_from: {settings.start_from} has no scalar head, so it is no reward "
+            f"adapter. Give the reward/adapter of a run."
+        )
+    adapters.parents["reward"] = "reward"
 
 
 # -- data ---------------------------------------------------------------------------------------
