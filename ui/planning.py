@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_rlhf.data.records import Ranking
 from lora_rlhf.preferences.events import Judgement, Task
 from lora_rlhf.preferences.store import Judged, Store
-from lora_rlhf.recipe import Recipe
+from lora_rlhf.recipe import Recipe, Reward
 from lora_rlhf.runs import Json, Run
 from ui.earlier import earlier_events
 from ui.job import Job
@@ -18,8 +18,9 @@ from ui.measuring import FILE as HELDOUT
 from ui.measuring import write_heldout
 from ui.preparing import (
     SNAPSHOT,
-    copy_sft,
+    copy_adapters,
     fill,
+    goes_on,
     new_name,
     recipe_of,
     retraining_recipe,
@@ -27,6 +28,7 @@ from ui.preparing import (
 )
 from ui.retraining import Chosen, Material, Wishes, choose, count, ranking_of
 
+_GENTLER = 4
 _START_SECONDS = 15.0  # of a process: imports, the backbone, the report
 
 
@@ -42,7 +44,7 @@ class Plan:
         earlier: rankings of the base run, as events.
         material: all that, counted.
         recipe: of the new run.
-        defaults: `key=value` that differ from the base run's recipe because there is little data.
+        defaults: `key=value` that differ from the base run's recipe, and yield to the admin's.
     """
 
     base: Run
@@ -75,7 +77,7 @@ class Plan:
         earlier = earlier_events(base, old) if wishes.earlier else []
         material = count(chosen, rankings_in(earlier), old.data.heldout_fraction)
         name = new_name(runs_dir, base.name)
-        defaults = small_data(material, old)
+        defaults = reward_settings(old, goes_on(base, wishes))
         if old.evaluate is not None and wishes.heldout:
             # What is trained on does not evaluate.
             trained_on = {j.task.prompt_sha256 for j in chosen.kept}
@@ -128,9 +130,18 @@ def rankings_in(events: Sequence[Task | Judgement]) -> list[Ranking]:
     return [ranking_of(Judged(tasks[j.task_id], j, 0)) for j in judgements]
 
 
-def small_data(material: Material, old: Recipe) -> tuple[str, ...]:
-    """What suits few rankings better than the settings of the base run."""
-    return ()
+def reward_settings(old: Recipe, going_on: bool) -> tuple[str, ...]:
+    """What suits a reward model that goes on better than what made it, and the other way round.
+
+    A quarter of the learning rate of a fresh one, for two epochs, taught it 300 rankings without
+    unlearning the earlier ones; more epochs overfit (measured on the quickstart).
+    """
+    reward = old.reward or Reward()
+    went_on = reward.start_from is not None
+    rate = reward.learning_rate * (_GENTLER**went_on) / (_GENTLER**going_on)
+    if going_on:
+        return (f"reward.learning_rate={rate:g}", "reward.epochs=2")
+    return (f"reward.learning_rate={rate:g}",) if went_on else ()
 
 
 def prepare_run(
@@ -165,7 +176,7 @@ def prepare_run(
     try:
         job.save(folder)
         new = Run(folder)
-        copy_sft(plan.base, new)
+        copy_adapters(plan.base, new, goes_on(plan.base, plan.wishes))
         sha256 = fill(folder / SNAPSHOT, store, plan.events())
         write_heldout(folder / HELDOUT, plan.material.measured)
         job = job.model_copy(update={"snapshot_sha256": sha256})

@@ -21,6 +21,7 @@ from lora_rlhf.runs import Run, write_atomically
 from ui.retraining import Wishes
 
 SNAPSHOT = "rankings.db"
+BEFORE = "reward_before"  # the copy of a reward adapter that the new one goes on from
 DISCARDED = ".discarded"  # under runs/; no list shows what begins with a dot
 _NUMBERED = re.compile(r"(.+)-\d+")
 _RECIPE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -79,6 +80,8 @@ def retraining_recipe(
         changes.append(f"name={folder.name}")
     if old.reward is None:
         changes.append("reward={}")
+    start = json.dumps(str((folder / BEFORE).absolute())) if goes_on(base, wishes) else "null"
+    changes.append(f"reward.start_from={start}")
     if old.evaluate is not None:
         # That promise was made for the recipe's own data.
         changes.append("evaluate.expect_win_rate=null")
@@ -96,11 +99,17 @@ def retraining_recipe(
     return recipe
 
 
+def goes_on(base: Run, wishes: Wishes) -> bool:
+    """Whether the new reward model starts as a copy of the base run's."""
+    return wishes.go_on and "reward" in base.adapters()
+
+
 def _require_open(override: str, old: Recipe) -> None:
     key, _, value = override.partition("=")
     key = key.strip()
     section, _, field = key.partition(".")
-    if key not in _OPEN_FIELDS and not (section in _OPEN_SECTIONS and field):
+    is_open = section in _OPEN_SECTIONS and field and key != "reward.start_from"
+    if key not in _OPEN_FIELDS and not is_open:
         raise ConfigError(
             f"{override!r} cannot be changed here. Allowed: fields of reward, ppo and evaluate "
             f"(reward.epochs=2), {', '.join(_OPEN_FIELDS)}. For anything else use the command line."
@@ -201,8 +210,13 @@ def _resident() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def copy_sft(base: Run, new: Run) -> None:
+def copy_adapters(base: Run, new: Run, with_reward: bool) -> None:
     """Put the base run's `sft` into the new run, complete, so that it starts with the rewards.
+
+    Args:
+        base: the run to start from.
+        new: the run that is made.
+        with_reward: copy the reward adapter to go on from, too.
 
     Raises:
         CheckpointError: the base run has none.
@@ -210,6 +224,8 @@ def copy_sft(base: Run, new: Run) -> None:
     if "sft" not in base.adapters():
         raise CheckpointError(f"{base.path} has no adapter sft to start from. Choose another run.")
     shutil.copytree(base.adapter("sft"), new.adapter("sft"))
+    if with_reward:
+        shutil.copytree(base.adapter("reward"), new.path / BEFORE)
     summary = base.summary()
     new.finish_stage("sft", summary.get("seconds", {}).get("sft", 0.0), sft=summary.get("sft", {}))
 

@@ -33,6 +33,7 @@ class Wishes:
     Attributes:
         base: name of the run to start from.
         scope: how far to go.
+        go_on: start from the base run's reward model, if it has one, and not from a copy of `sft`.
         earlier: add the rankings that the base run's reward model was trained on.
         heldout: train on votes on held-out prompts as well, which then measure nothing any more.
         fast: train on votes as well that came faster than anybody reads.
@@ -44,6 +45,7 @@ class Wishes:
 
     base: str
     scope: Scope = "reward + PPO"
+    go_on: bool = True
     earlier: bool = True
     votes: bool = True
     heldout: bool = False

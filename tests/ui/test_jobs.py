@@ -169,6 +169,7 @@ def test_overrides_reach_the_recipe_and_others_are_refused(make) -> None:
         "lora.rank=64",
         "tracker=wandb",
         "sft=null",
+        "reward.start_from=/somewhere",
         "reward",
         "rank.judge=os:system",
     ):

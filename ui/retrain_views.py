@@ -1,0 +1,209 @@
+"""What the Retrain tab shows, as HTML made of escaped text."""
+
+import html
+from collections.abc import Iterator, Sequence
+
+from lora_rlhf.display import short_time
+from ui.job import Job, Progress
+from ui.measuring import BeforeAfter, Share
+from ui.planning import Plan
+from ui.preparing import Memory
+from ui.retraining import removed_lines
+
+_MOST_ADAPTERS = 12
+_TONES = {"done": "good", "adopted": "good", "failed": "bad"}
+
+
+def plan_html(plan: Plan, memory: Memory, sha256: str) -> str:
+    """What a retraining would do: the dry run."""
+    rows = [*_material_rows(plan), *_training_rows(plan)]
+    rows.append(("Memory", memory_sentence(memory)))
+    rows.append(("Snapshot", f"SHA-256 {sha256}"))
+    cells = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        for name, value in rows
+    )
+    title = f"{plan.name}, from {plan.base.name}. Nothing is changed yet."
+    return (
+        f'<table class="train-plan"><caption>{html.escape(title)}</caption>'
+        f"<tbody>{cells}</tbody></table>"
+    )
+
+
+def _material_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    found = plan.material
+    yield (
+        "New rankings",
+        f"{_number(found.judgements, 'judgement')} of {_number(found.prompts, 'prompt')} by "
+        f"{_number(found.annotators, 'annotator')}: {_number(found.pairs, 'strict pair')}",
+    )
+    if found.adapters:
+        counts = sorted(found.adapters.items(), key=lambda item: -item[1])
+        shown = [f"{name} {number}" for name, number in counts[:_MOST_ADAPTERS]]
+        more = len(counts) - len(shown)
+        yield "Answers by", ", ".join(shown) + (f" and {more} more" if more else "")
+    yield "Left out", "; ".join(removed_lines(found.removed)) or "nothing"
+    yield "Earlier rankings", f"{found.earlier} added" if found.earlier else "none"
+    for name, side in (("To learn from", found.train), ("To choose the best step", found.heldout)):
+        yield (
+            name,
+            f"{_number(side.rankings, 'ranking')} of {_number(side.prompts, 'prompt')}: "
+            f"{_number(side.pairs, 'pair')}",
+        )
+    pairs = sum(len(r.strict_pairs) for r in found.measured)
+    yield (
+        "To measure before and after",
+        f"{_number(len(found.measured), 'ranking')} by people on held-out prompts: "
+        f"{_number(pairs, 'pair')}",
+    )
+
+
+def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    recipe = plan.recipe
+    assert recipe.reward is not None
+    start = "a copy of sft" if recipe.reward.start_from is None else f"{plan.base.name}/reward"
+    yield (
+        "Reward model",
+        f"goes on from {start}" if recipe.reward.start_from else "starts as a copy of sft",
+    )
+    reward = recipe.reward
+    yield (
+        "Its training",
+        f"{reward.epochs:g} epochs, batches of {reward.batch_size}, learning rate "
+        f"{reward.learning_rate:g}",
+    )
+    if "ppo" in plan.wishes.stages and recipe.ppo is not None:
+        ppo = recipe.ppo
+        yield (
+            "PPO",
+            f"{ppo.steps} rounds of {ppo.batch_size} answers, KL coefficient {ppo.kl_coef:g}",
+        )
+    if "evaluate" in plan.wishes.stages and recipe.evaluate is not None:
+        evaluate = recipe.evaluate
+        judge = evaluate.judge or "the reward model itself"
+        yield "Evaluation", f"{evaluate.prompts} held-out prompts, judged by {judge}"
+    seconds = plan.seconds
+    yield (
+        "Time",
+        "not known"
+        if seconds is None
+        else f"about {short_time(seconds)}, as {plan.base.name} took",
+    )
+
+
+def memory_sentence(memory: Memory) -> str:
+    """Whether chat stays loaded while it trains, and why."""
+    numbers = (
+        f"training needs {memory.needs:.1f} GB, {memory.held:.1f} GB are in use, "
+        f"{memory.usable:.1f} GB can be used ({memory.card})"
+    )
+    if memory.fits_beside:
+        return f"Chat stays loaded: {numbers}."
+    alone = "" if memory.needs <= memory.usable else " Even alone it may not fit."
+    return f"Chat is unloaded meanwhile and comes back afterwards: {numbers}.{alone}"
+
+
+# -- a job --------------------------------------------------------------------------------------
+
+
+def job_sentence(job: Job, progress: Progress) -> tuple[str, str]:
+    """Where a retraining stands, and the tone to say it in."""
+    name = job.name or "The new run"
+    sentences = {
+        "none": "Nothing is being trained.",
+        "preparing": f"{name} is being prepared.",
+        "running": _running(job, progress),
+        "measuring": f"{name} is trained. Its reward model is being compared with the one before.",
+        "done": f"{name} is trained. Adopt it to offer it to everybody, or discard it. {job.error}",
+        "failed": f"{name} has failed{_code(job)}: {job.error}",
+        "cancelled": f"{name} was cancelled. It can go on from its last checkpoint.",
+        "adopted": f"{name} is adopted: its adapters are in every picker.",
+        "discarded": f"{name} is discarded. Its directory lies under .discarded beside the runs.",
+    }
+    return sentences[job.state].strip(), _TONES.get(job.state, "")
+
+
+def _running(job: Job, progress: Progress) -> str:
+    paused = " Chat is unloaded meanwhile." if job.released else ""
+    stopping = " It stops after this step." if job.cancelling else ""
+    if not progress.stage:
+        return f"{job.name} is starting.{paused}{stopping}"
+    number = job.stages.index(progress.stage) + 1 if progress.stage in job.stages else 1
+    left = ""
+    if progress.seconds_left is not None:
+        left = f", {short_time(progress.seconds_left)} left of this stage"
+    return (
+        f"{job.name}: stage {number} of {len(job.stages)}, {progress.stage}, step {progress.step} "
+        f"of {progress.total}{left}.{paused}{stopping}"
+    )
+
+
+def _code(job: Job) -> str:
+    return f" with exit code {job.exit_code}" if job.exit_code is not None else ""
+
+
+def progress_html(job: Job, progress: Progress) -> str:
+    """A bar while something goes on; "" else."""
+    if not job.is_at_work:
+        return ""
+    known = progress.total > 0
+    value = f' value="{progress.step}" max="{progress.total}"' if known else ""
+    label = html.escape(f"{progress.stage or 'starting'}, step {progress.step} of {progress.total}")
+    return f'<progress class="train-bar" aria-label="{label}"{value}></progress>'
+
+
+# -- before and after ---------------------------------------------------------------------------
+
+
+def result_html(result: BeforeAfter | None) -> str:
+    """Accuracies with their intervals on one scale, the change on its own, and a verdict."""
+    if result is None:
+        return ""
+    bars = []
+    if result.before is not None and result.before_adapter is not None:
+        bars.append(_bar(f"before: {result.before_adapter}", result.before, 0.0, 1.0, 0.5))
+    bars.append(_bar(f"after: {result.after_adapter}", result.after, 0.0, 1.0, 0.5))
+    if result.change is not None:
+        bars.append(_bar("change", result.change, -1.0, 1.0, 0.0))
+    about = (
+        f"Pairs in the order people gave them: {_number(result.pairs, 'pair')} of "
+        f"{_number(result.prompts, 'held-out prompt')}, 95 % intervals by prompt"
+    )
+    return (
+        f'<figure class="train-result"><figcaption>{html.escape(about)}</figcaption>'
+        f'{"".join(bars)}<p class="train-verdict">{html.escape(_overlap(result))}</p></figure>'
+    )
+
+
+def _overlap(result: BeforeAfter) -> str:
+    before, after = result.before, result.after
+    if before is None:
+        return result.verdict
+    overlap = before.low <= after.high and after.low <= before.high
+    return f"{'The two intervals overlap. ' if overlap else ''}{result.verdict}"
+
+
+def _bar(label: str, share: Share, low: float, high: float, middle: float) -> str:
+    def at(value: float) -> float:
+        return 100 * (min(high, max(low, value)) - low) / (high - low)
+
+    signed = "+" if low < 0 else ""
+    said = f"{share.value:{signed}.1%} ({share.low:{signed}.1%} to {share.high:{signed}.1%})"
+    width = max(at(share.high) - at(share.low), 0.5)
+    return (
+        f'<div class="train-row"><span class="train-label">{html.escape(label)}</span>'
+        f'<span class="train-track" aria-hidden="true">'
+        f'<i class="middle" style="left:{at(middle):.1f}%"></i>'
+        f'<i class="span" style="left:{at(share.low):.1f}%;width:{width:.1f}%"></i>'
+        f'<i class="point" style="left:{at(share.value):.1f}%"></i></span>'
+        f'<span class="train-number">{html.escape(said)}</span></div>'
+    )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def hint_html(lines: Sequence[str]) -> str:
+    """Small print."""
+    return "".join(f'<p class="hint">{html.escape(line)}</p>' for line in lines)
