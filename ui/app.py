@@ -57,10 +57,10 @@ def build_app(studio: Studio) -> gr.Blocks:
                 who = rank.build(studio, rank_tab)
             with gr.Tab("Votes", id="votes"):
                 votes.build(studio)
-            with gr.Tab("Retrain", id="retrain"):
-                retrain.build(studio)
-            with gr.Tab("Runs", id="runs"):
-                runs.build(studio)
+            with gr.Tab("Retrain", id="retrain") as retrain_tab:
+                retrain.build(studio, retrain_tab)
+            with gr.Tab("Runs", id="runs") as runs_tab:
+                runs.build(studio, runs_tab)
         pickers = [chat_tab.adapter, chat_tab.other, compare_tab.first, compare_tab.second, who]
         _keep_fresh(studio, app, bar, pickers)
         _wire_compare(studio, app, tabs, chat_tab, compare_tab)
