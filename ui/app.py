@@ -59,8 +59,8 @@ def build_app(studio: Studio) -> gr.Blocks:
                 votes.build(studio)
             with gr.Tab("Retrain", id="retrain") as retrain_tab:
                 retrain.build(studio, retrain_tab)
-            with gr.Tab("Runs", id="runs") as runs_tab:
-                runs.build(studio, runs_tab)
+            with gr.Tab("Runs", id="runs"):
+                runs.build(studio)
         pickers = [chat_tab.adapter, chat_tab.other, compare_tab.first, compare_tab.second, who]
         _keep_fresh(studio, app, bar, pickers)
         _wire_compare(studio, app, tabs, chat_tab, compare_tab)
