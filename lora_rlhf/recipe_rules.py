@@ -78,11 +78,15 @@ IDLE: dict[type[Section], tuple[Idle, ...]] = {
     Base: (Idle("revision", lambda b: not is_hub_id(b.model), "a revision belongs to a hub id"),),
     Source: (
         Idle("split", lambda s: s.hub is None, "a split belongs to a hub dataset"),
-        Idle("columns", lambda s: s.builtin is not None, "a builtin source has our field names"),
+        Idle(
+            "columns",
+            lambda s: s.builtin is not None or is_store(s.path or ""),
+            "builtin sources and stores have our field names",
+        ),
         Idle("separator", lambda s: not _is_text_file(s), "it cuts a .txt file into documents"),
         Idle(
             "prompt_tokens",
-            lambda s: s.builtin in ("demonstrations", "prompts"),
+            lambda s: s.builtin in ("demonstrations", "prompts") or is_store(s.path or ""),
             "it splits plain text into prompt and response",
         ),
     ),
