@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from lora_rlhf.preferences.store import Judged, Store
 
 EPILOG = (
-    "Try:\n\nlora-rlhf preferences stats\n\n"
-    "lora-rlhf preferences export pairs --to exports\n\n"
-    "lora-rlhf preferences import hh-rlhf.jsonl.gz --annotator anthropic"
+    "Try:\n\nlora-rlhf preferences stats\n\nlora-rlhf preferences export pairs\n\n"
+    "lora-rlhf preferences import hh-rlhf.jsonl.gz"
 )
 app = typer.Typer(
     help="People's rankings: import, export, count and keep them.",
@@ -211,20 +210,21 @@ def _table(*headings: str) -> "Table":
 
     table = Table(box=None, pad_edge=False)
     for heading in headings:
-        right = heading in ("wins", "won : lost : ties", "votes", "value", "n")
+        right = heading in ("wins", "won-lost-tied", "needed", "value", "n")
         table.add_column(heading, justify="right" if right else "left", no_wrap=right)
     return table
 
 
 def _win_rates(board: "Leaderboard", console: "Console") -> "Table":
-    table = _table("win rates", "wins", "95% interval", "won : lost : ties", "votes", "needed")
+    from rich.markup import escape
+
+    table = _table("win rates", "wins", "95% interval", "won-lost-tied", "needed")
     for pair in board.pairs:
         needed = f"{pair.needed} more" if pair.needed else "enough"
         table.add_row(
-            f"{pair.a} vs {pair.b}",
+            escape(f"{pair.a} vs {pair.b}"),
             *_cells(pair.rate, console),
-            f"{pair.wins} : {pair.losses} : {pair.ties + pair.both_bad}",
-            str(pair.rate.count),
+            f"{pair.wins}-{pair.losses}-{pair.ties + pair.both_bad}",
             needed,
         )
     return table
@@ -263,6 +263,8 @@ def _cells(rate: "Rate", console: "Console") -> "tuple[str, Text | str]":
 
 def _remarks(board: "Leaderboard") -> list[str]:
     lines = [f"Win rates count {board.counted} judgements: uniform, blind, of finished answers."]
+    if any(pair.needed for pair in board.pairs):
+        lines.append("Needed: decisive votes that tell 60% from 50% four times out of five.")
     if board.left_out:
         reasons = ", ".join(f"{n} {reason}" for reason, n in board.left_out.items())
         lines.append(f"Left out of win rates: {reasons}.")

@@ -20,7 +20,7 @@ from lora_rlhf.recipe import STAGES, Recipe
 from lora_rlhf.recipe_io import dump_recipe, load_recipe
 from lora_rlhf.runs import Run, write_atomically
 
-COMMANDS = ("run", "recipes", "check", "plan", "chat", "export", "ui", "doctor")
+COMMANDS = ("run", "recipes", "check", "plan", "chat", "export", "ui", "preferences", "doctor")
 Calls = list[dict[str, Any]]
 
 

@@ -52,7 +52,14 @@ def seconds_of(judgement: Judgement) -> float | None:
 
 
 def is_too_fast(task: Task, judgement: Judgement) -> bool:
-    """Whether it came in under a quarter of the time that reading at 300 words a minute takes."""
+    """Whether it came in under a quarter of the time that reading at 300 words a minute takes.
+
+    So says the browser's clock, or a flag that the app has set; a skip needs no reading.
+    """
+    if judgement.outcome == "skip":
+        return False
+    if "fast" in judgement.flags:
+        return True
     if judgement.client_ms is None:
         return False
     texts = [m["content"] for m in task.prompt] + [r.text for r in task.responses]

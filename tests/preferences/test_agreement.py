@@ -17,7 +17,7 @@ from lora_rlhf.preferences.agreement import (
 from lora_rlhf.preferences.counting import is_too_fast
 from lora_rlhf.preferences.events import Sampler
 from lora_rlhf.preferences.intervals import clustered_rate
-from tests.preferences.making import judged, task, vote
+from tests.preferences.making import judged, skip, task, vote
 
 
 def repeat(of, **changes):
@@ -112,6 +112,8 @@ def test_too_fast_is_under_a_quarter_of_reading_at_300_words_a_minute():
     assert is_too_fast(shown, vote(shown, client_ms=4_999))
     assert not is_too_fast(shown, vote(shown, client_ms=5_000))
     assert not is_too_fast(shown, vote(shown, client_ms=None))
+    assert is_too_fast(shown, vote(shown, client_ms=5_000, flags=("fast",)))
+    assert not is_too_fast(shown, skip(shown, client_ms=1))
 
 
 # -- people -------------------------------------------------------------------------------------
