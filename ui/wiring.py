@@ -47,14 +47,11 @@ def page_of(request: gr.Request) -> str:
 
 
 def status_html(text: str, tone: str = "") -> str:
-    """A status line that screen readers announce.
+    """A status line; `studio.js` has screen readers announce what the visible one says.
 
     Args:
         text: plain; escaped here.
         tone: "", good or bad; a mark stands beside the colour.
     """
     mark = {"good": "\u2713 ", "bad": "! "}.get(tone, "")
-    return (
-        f'<div class="status {tone}" role="status" aria-live="polite">'
-        f"{mark}{html.escape(text)}</div>"
-    )
+    return f'<div class="status {tone}">{mark}{html.escape(text)}</div>'

@@ -205,7 +205,7 @@ function draw() {
   host.append(actions());
   if (state.panel) host.append(flagPanel());
   const mark = { good: "\u2713 ", bad: "! " }[data.tone] || "";
-  host.append(el("div", "rk-status status " + (data.tone || ""), data.task || data.tone ? mark + (data.status || "") : "", { role: "status", "aria-live": "polite" }));
+  host.append(el("div", "rk-status status " + (data.tone || ""), data.task || data.tone ? mark + (data.status || "") : ""));
   if ((data.reveal || []).length) {
     const list = el("ul", "rk-reveal", undefined, { "aria-label": "Who wrote the answers of the last task" });
     for (const line of data.reveal) list.append(el("li", "", line));

@@ -102,5 +102,55 @@
   document.addEventListener("click", (event) => {
     if (event.target.closest && event.target.closest("#studio-shortcuts")) help();
   });
+
+  const region = (id, role) => {
+    const node = document.createElement("div");
+    node.id = id;
+    node.setAttribute("role", role);
+    document.body.append(node);
+    return node;
+  };
+  // Screen readers read a change of what they know; status lines are made anew each time. Only
+  // what has stood still for a moment is read, not every token.
+  const live = region("studio-live", "status");
+  let settled = 0;
+  new MutationObserver((changes) => {
+    if (changes.every((change) => change.target === live)) return;
+    clearTimeout(settled);
+    settled = setTimeout(() => {
+      const line = [...document.querySelectorAll(".status")].find(visible);
+      if (line && line.textContent !== live.textContent) live.textContent = line.textContent;
+    }, 300);
+  }).observe(document.body, { childList: true, subtree: true, characterData: true });
+
+  // Gradio keeps to itself why a call that went around its queue was refused.
+  const toast = region("studio-toast", "alert");
+  let fading = 0;
+  const complain = (sentence) => {
+    const plain = new DOMParser().parseFromString(sentence, "text/html").body.textContent;
+    if (plain !== toast.textContent) toast.textContent = plain;
+    clearTimeout(fading);
+    fading = setTimeout(() => { toast.textContent = ""; }, 8000);
+  };
+  const ask = window.fetch;
+  window.fetch = async (...call) => {
+    const answer = await ask(...call);
+    if (answer.status >= 400 && new URL(answer.url).pathname.endsWith("/run/predict"))
+      answer.clone().json().then((told) => complain(told.error || told.detail || "That went wrong; the log of the server says why."), () => {});
+    return answer;
+  };
+
+  // A reload comes back to the tab where it happened.
+  const OPEN = "lora-rlhf-tab", TABS = '#studio-tabs [role="tab"]';
+  const outer = (tab) => tab && tab.closest(".tabs").id === "studio-tabs";
+  document.addEventListener("click", (event) => {
+    const tab = event.target.closest && event.target.closest(TABS);
+    try { if (outer(tab)) sessionStorage.setItem(OPEN, tab.textContent.trim()); } catch { /* a private window forgets it */ }
+  });
+  try {
+    const before = sessionStorage.getItem(OPEN);
+    const tab = [...document.querySelectorAll(TABS)].find((node) => outer(node) && node.textContent.trim() === before);
+    if (tab) tab.click();
+  } catch { /* it was not remembered */ }
   document.documentElement.lang = "en";
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from lora_rlhf.errors import UserError
 from ui.chatting import Talk, controls_of, edit, like, retry, send, undo
 from ui.people import person_of
 from ui.studio import Studio
@@ -56,6 +57,7 @@ def build(studio: Studio) -> ChatTab:
     status = gr.HTML(status_html("Ready."), elem_id="chat-status")
     with gr.Row(elem_classes="composer", equal_height=True):
         box = gr.Textbox(
+            label="Message",
             placeholder="Message (Enter sends, Shift+Enter breaks the line)",
             show_label=False,
             lines=1,
@@ -116,8 +118,13 @@ def _wire(
 
     def on_like(now: Talk, request: gr.Request, event: gr.LikeData) -> Any:
         value = event.liked if isinstance(event.liked, str) else _liked(event.liked)
-        done = like(studio, person_of(request), now, event.index, value)
-        return done, status_html(done.status, "good")
+        try:
+            done = like(studio, person_of(request), now, event.index, value)
+        except UserError as error:
+            # Told here and not by a toast, so that the thumb can be put back, too.
+            thumbs = gr.Chatbot(feedback_value=now.feedback())
+            return now, thumbs, status_html(str(error), "bad")
+        return done, gr.skip(), status_html(done.status, "good")
 
     def on_stop(request: gr.Request) -> None:
         studio.stop(person_of(request).name, f"chat/{page_of(request)}")
@@ -133,11 +140,12 @@ def _wire(
     streaming: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
     chatbot.retry(told(on_retry), [talk, *panel], shown, **streaming)
     chatbot.edit(told(on_edit), [talk, *panel], shown, **streaming)
-    chatbot.undo(told(on_undo), [talk], shown, queue=False)
-    chatbot.like(told(on_like), [talk], [talk, status], queue=False)
-    stopper.click(told(on_stop), queue=False)
-    clear.click(lambda: _updates(Talk(status="A new dialogue."), ""), None, shown, queue=False)
-    chatbot.clear(lambda: _updates(Talk(status="A new dialogue.")), None, shown, queue=False)
+    at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False}
+    chatbot.undo(told(on_undo), [talk], shown, **at_once)
+    chatbot.like(told(on_like), [talk], [talk, chatbot, status], **at_once)
+    stopper.click(told(on_stop), **at_once)
+    clear.click(lambda: _updates(Talk(status="A new dialogue."), ""), None, shown, **at_once)
+    chatbot.clear(lambda: _updates(Talk(status="A new dialogue.")), None, shown, **at_once)
 
 
 def _liked(value: Any) -> str | None:

@@ -60,6 +60,7 @@ def build(studio: Studio) -> CompareTab:
         )
     with gr.Row(elem_classes="composer", equal_height=True):
         box = gr.Textbox(
+            label="Prompt for both",
             placeholder="Ask both the same (Enter asks)",
             show_label=False,
             container=False,
@@ -178,7 +179,7 @@ def _wire_asking(
         show_progress="hidden",
         concurrency_limit=None,
     ).then(None, js="() => window.studio.shown('cmp')")
-    buttons["stop"].click(told(on_stop), queue=False)
+    buttons["stop"].click(told(on_stop), queue=False, show_progress="hidden")
 
 
 def updates(pane: Pane) -> list[Any]:
