@@ -8,7 +8,7 @@ import gradio as gr
 
 from lora_rlhf.errors import UserError
 from ui.chatting import Talk, controls_of, edit, like, retry, send, undo
-from ui.people import person_of
+from ui.people import Person, person_of
 from ui.studio import Studio
 from ui.wiring import page_of, status_html, told
 
@@ -117,14 +117,7 @@ def _wire(
         return _updates(*undo(now, event.index))
 
     def on_like(now: Talk, request: gr.Request, event: gr.LikeData) -> Any:
-        value = event.liked if isinstance(event.liked, str) else _liked(event.liked)
-        try:
-            done = like(studio, person_of(request), now, event.index, value)
-        except UserError as error:
-            # Told here and not by a toast, so that the thumb can be put back, too.
-            thumbs = gr.Chatbot(feedback_value=now.feedback())
-            return now, thumbs, status_html(str(error), "bad")
-        return done, gr.skip(), status_html(done.status, "good")
+        return _liked(studio, person_of(request), now, event)
 
     def on_stop(request: gr.Request) -> None:
         studio.stop(person_of(request).name, f"chat/{page_of(request)}")
@@ -148,10 +141,16 @@ def _wire(
     chatbot.clear(lambda: _updates(Talk(status="A new dialogue.")), None, shown, **at_once)
 
 
-def _liked(value: Any) -> str | None:
+def _liked(studio: Studio, person: Person, now: Talk, event: gr.LikeData) -> tuple[Any, ...]:
+    value = event.liked
     if isinstance(value, bool):
-        return "Like" if value else "Dislike"
-    return None
+        value = "Like" if value else "Dislike"
+    try:
+        done = like(studio, person, now, event.index, value)
+    except UserError as error:
+        # Told here and not by a toast, so that the thumb can be put back, too.
+        return now, gr.Chatbot(feedback_value=now.feedback()), status_html(str(error), "bad")
+    return done, gr.skip(), status_html(done.status, "good")
 
 
 def _updates(talk: Talk, box: str | None = None) -> tuple[Any, ...]:
