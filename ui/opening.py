@@ -1,11 +1,13 @@
 """From the command line to an app that is served: which runs, which store, who may come in."""
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_rlhf.errors import ConfigError
 from lora_rlhf.runs import Run, find_run
+from ui.job import is_offered
 from ui.people import secret_at
 from ui.server import Settings, prepare_environment, serve
 
@@ -41,7 +43,10 @@ def main(
     secret = secret_at(secret_path(store, runs_dir)) if users is None else None
     studio = Studio.open(chosen, store, runs_dir)
     studio.multi_user = users is not None
-    serve(studio, app.build_app, settings, look=app.look(), secret=secret, say=say)
+    try:
+        serve(studio, app.build_app, settings, look=app.look(), secret=secret, say=say)
+    finally:
+        gc.freeze()  # or the interpreter looks through all of torch and gradio before it ends
 
 
 def newest(runs_dir: Path) -> list[Run]:
@@ -51,7 +56,9 @@ def newest(runs_dir: Path) -> list[Run]:
         ConfigError: no run has an adapter yet.
     """
     paths = sorted(runs_dir.glob("*/recipe.yaml"), key=_trained_at)
-    runs = [run for run in (Run(path.parent) for path in paths) if run.adapters()]
+    # A retraining that nobody has adopted, or that still runs, is offered to nobody.
+    offered = [Run(path.parent) for path in paths if is_offered(path.parent)]
+    runs = [run for run in offered if run.adapters()]
     if not runs:
         raise ConfigError(
             f"{runs_dir} has no run with an adapter yet. Make one: lora-rlhf run quickstart"
