@@ -69,7 +69,7 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     reward = recipe.reward
     yield (
         "Its training",
-        f"{reward.epochs:g} epochs, batches of {reward.batch_size}, learning rate "
+        f"epochs {reward.epochs:g}, prompts a step {reward.batch_size}, learning rate "
         f"{reward.learning_rate:g}",
     )
     if "ppo" in plan.wishes.stages and recipe.ppo is not None:
@@ -124,17 +124,15 @@ def job_sentence(job: Job, progress: Progress) -> tuple[str, str]:
 
 
 def _running(job: Job, progress: Progress) -> str:
+    """Without the step, which changes too often to be read aloud."""
     paused = " Chat is unloaded meanwhile." if job.released else ""
     stopping = " It stops after this step." if job.cancelling else ""
     if not progress.stage:
         return f"{job.name} is starting.{paused}{stopping}"
     number = job.stages.index(progress.stage) + 1 if progress.stage in job.stages else 1
-    left = ""
-    if progress.seconds_left is not None:
-        left = f", {short_time(progress.seconds_left)} left of this stage"
     return (
-        f"{job.name}: stage {number} of {len(job.stages)}, {progress.stage}, step {progress.step} "
-        f"of {progress.total}{left}.{paused}{stopping}"
+        f"{job.name} is being trained: stage {number} of {len(job.stages)}, "
+        f"{progress.stage}.{paused}{stopping}"
     )
 
 
@@ -143,13 +141,21 @@ def _code(job: Job) -> str:
 
 
 def progress_html(job: Job, progress: Progress) -> str:
-    """A bar while something goes on; "" else."""
+    """A bar with step and time left while something is trained; "" else."""
     if not job.is_at_work:
         return ""
-    known = progress.total > 0
-    value = f' value="{progress.step}" max="{progress.total}"' if known else ""
-    label = html.escape(f"{progress.stage or 'starting'}, step {progress.step} of {progress.total}")
-    return f'<progress class="train-bar" aria-label="{label}"{value}></progress>'
+    share = progress.step / progress.total if progress.total else 0.0
+    words = "loading the backbone"
+    if progress.total:
+        words = f"step {progress.step} of {progress.total}"
+    if progress.seconds_left is not None:
+        words += f", {short_time(progress.seconds_left)} left of this stage"
+    return (
+        f'<div class="train-progress"><span class="train-bar" role="progressbar" '
+        f'aria-label="progress" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></span>'
+        f"<span>{html.escape(words)}</span></div>"
+    )
 
 
 # -- before and after ---------------------------------------------------------------------------

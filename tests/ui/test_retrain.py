@@ -17,7 +17,13 @@ from ui.jobs import Jobs
 from ui.measuring import BeforeAfter, Share
 from ui.people import NotAllowed, Person
 from ui.preparing import Memory
-from ui.retrain_views import job_sentence, memory_sentence, plan_html, result_html
+from ui.retrain_views import (
+    job_sentence,
+    memory_sentence,
+    plan_html,
+    progress_html,
+    result_html,
+)
 from ui.retraining import SCOPES, TooLittle, Wishes
 from ui.studio import Studio
 from ui.trainer import (
@@ -228,11 +234,12 @@ def test_a_forged_decision_is_refused(studio) -> None:
 
 def test_a_running_job_says_stage_step_and_time_left() -> None:
     job = Job(state="running", name="quick-2", stages=("reward", "ppo"), released=True)
-    said, _ = job_sentence(job, Progress("ppo", 5, 24, 95.0))
-    assert said == (
-        "quick-2: stage 2 of 2, ppo, step 5 of 24, 1:35 left of this stage. Chat is unloaded "
-        "meanwhile."
-    )
+    now = Progress("ppo", 6, 24, 95.0)
+    said, _ = job_sentence(job, now)
+    assert said == "quick-2 is being trained: stage 2 of 2, ppo. Chat is unloaded meanwhile."
+    assert "step 6 of 24, 1:35 left of this stage" in progress_html(job, now)
+    assert 'style="width:25.0%"' in progress_html(job, now)
+    assert progress_html(job.model_copy(update={"state": "done"}), now) == ""
     assert job_sentence(job, Progress())[0].startswith("quick-2 is starting.")
 
 

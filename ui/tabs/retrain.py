@@ -30,20 +30,19 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     """Lay the tab out and wire it."""
     status = gr.HTML(status_html("Nothing is being trained."), elem_id="train-status")
     with gr.Column(visible=False, elem_id="train-admin") as everything:
-        bar = gr.HTML("", elem_id="train-bar")
-        result = gr.HTML("", elem_id="train-result")
+        result = gr.HTML("", elem_id="train-now", visible=False)
         with gr.Row(elem_classes="votes", elem_id="train-decide"):
             adopter = _hidden("Adopt", "train-adopt", "primary")
             resumer = _hidden("Go on with it", "train-resume")
             discarder = _hidden("Discard", "train-discard")
             canceller = _hidden("Cancel", "train-cancel", "stop")
         panel = _panel(studio)
-        plan = gr.HTML(_EMPTY_PLAN, elem_id="train-plan")
         with gr.Row(elem_classes="votes"):
             looker = gr.Button("Dry run", elem_id="train-dry")
             starter = gr.Button("Start", variant="primary", elem_id="train-start")
-        with gr.Group(visible=False, elem_id="train-sure") as sure:
-            gr.HTML(status_html("Train now? It takes about as long as the dry run says."))
+        plan = gr.HTML(_EMPTY_PLAN, elem_id="train-plan")
+        with gr.Column(visible=False, elem_id="train-sure") as sure:
+            gr.HTML(status_html("Train now? It takes about as long as the plan above says."))
             with gr.Row(elem_classes="votes"):
                 yes = gr.Button("Yes, train", variant="primary", elem_id="train-yes")
                 no = gr.Button("Not now", elem_id="train-no")
@@ -54,10 +53,11 @@ def build(studio: Studio, tab: gr.Tab) -> None:
             max_lines=18,
             interactive=False,
             autoscroll=True,
+            visible=False,
             elem_id="train-log",
         )
     timer = gr.Timer(_LOOK_SECONDS, active=False)
-    shown = [status, bar, result, log, timer, starter, canceller, resumer, adopter, discarder]
+    shown = [status, result, log, timer, starter, canceller, resumer, adopter, discarder]
     actions: list[tuple[gr.Button, Callable[[Studio, Person], View]]] = [
         (canceller, cancel),
         (resumer, resume),
@@ -128,12 +128,12 @@ def _panel(studio: Studio) -> list[Any]:
 
 
 def updates(now: View) -> list[Any]:
-    """For status, bar, result, log, timer and the buttons."""
+    """For status, progress or result, log, timer and the buttons."""
+    below = now.bar or now.result
     return [
         status_html(now.status, now.tone),
-        now.bar,
-        now.result,
-        now.log,
+        gr.HTML(below, visible=bool(below)),
+        gr.Textbox(now.log, visible=bool(now.log)),
         gr.Timer(active=now.busy),
         gr.Button(interactive=now.can_start),
         gr.Button(visible=now.can_cancel),
@@ -148,7 +148,7 @@ def _wire_planning(
     panel: list[Any],
     plan: gr.HTML,
     buttons: tuple[gr.Button, gr.Button, gr.Button],
-    sure: gr.Group,
+    sure: gr.Column,
     shown: list[Any],
 ) -> None:
     looker, starter, yes = buttons
@@ -158,26 +158,26 @@ def _wire_planning(
 
     def on_start(request: gr.Request, *knobs: Any) -> Any:
         # The plan is shown before anybody can say yes to it.
-        return dry_run(studio, person_of(request), wishes_of(*knobs)), gr.Group(visible=True)
+        return dry_run(studio, person_of(request), wishes_of(*knobs)), gr.Column(visible=True)
 
     def on_yes(request: gr.Request, *knobs: Any) -> Any:
         now = start(studio, person_of(request), wishes_of(*knobs))
-        return gr.Group(visible=False), *updates(now)
+        return _EMPTY_PLAN, gr.Column(visible=False), *updates(now)
 
     looker.click(told(on_dry_run), panel, plan)
     starter.click(told(on_start), panel, [plan, sure])
-    yes.click(told(on_yes), panel, [sure, *shown])
+    yes.click(told(on_yes), panel, [plan, sure, *shown])
 
 
 def _wire_actions(
     studio: Studio,
     actions: list[tuple[gr.Button, Callable[[Studio, Person], View]]],
-    sure: gr.Group,
+    sure: gr.Column,
     shown: list[Any],
 ) -> None:
     def handler(act: Callable[[Studio, Person], View]) -> Callable[..., Any]:
         def on_click(request: gr.Request) -> Any:
-            return gr.Group(visible=False), *updates(act(studio, person_of(request)))
+            return gr.Column(visible=False), *updates(act(studio, person_of(request)))
 
         return told(on_click)
 
