@@ -1,12 +1,7 @@
 """The Votes tab: numbers counted by hand, one's own votes, exports for the admin alone."""
 
-import csv
-import io
-import json
 import re
-import stat
 import time
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,77 +9,27 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from lora_rlhf.errors import EventRefused, PreferenceError
-from lora_rlhf.preferences.events import FLAGS, Sampler, Task
+from lora_rlhf.errors import EventRefused
+from lora_rlhf.preferences.events import FLAGS
 from lora_rlhf.preferences.exports import EXPORTS
 from lora_rlhf.preferences.ratings import Arm, HeatMap, Leaderboard, PairRate, Rate
 from lora_rlhf.preferences.store import Judged, Store
 from tests.preferences.making import judged, like, skip, task, vote
 from tests.ui.markup import NASTY, read
+from tests.ui.voted import POLICY, SFT, SFT_WINS, TWO, fill
 from ui import vote_numbers
-from ui.downloads import Downloads
 from ui.people import SCOPE_KEY, NotAllowed, Person
 from ui.studio import Studio
 from ui.tabs import votes
 from ui.tabs.votes import PARTS, RECENT, Page, erase, look, recent, shown, take_back
-from ui.vote_exports import EVERYTHING, export
 from ui.vote_numbers import count, numbers
 from ui.vote_rates import ALL_OTHERS, board_html, heat_html, needed_words, usual_reference
 from ui.vote_views import _FLAGS, recent_html
 
-SFT, POLICY = "quick/sft", "quick/policy"
-TWO = (
-    {"adapter": SFT, "rm_adapter": "quick/reward", "rm_score": 0.0},
-    {"adapter": POLICY, "rm_adapter": "quick/reward", "rm_score": 1.0},
-)
-SFT_WINS = (["r0"], ["r1"])
-
-
-def repeat(of: Task, who: str) -> Task:
-    """The same answers, sides swapped."""
-    places = {r.rid: 1 - r.pos for r in of.responses}
-    return of.model_copy(
-        update={
-            "task_id": f"{of.task_id}-{who}",
-            "annotator": who,
-            "repeat_of": of.task_id,
-            "sampler": Sampler(strategy="repeat"),
-            "responses": tuple(r.model_copy(update={"pos": places[r.rid]}) for r in of.responses),
-        }
-    )
-
 
 @pytest.fixture
 def filled(studio: Studio) -> Studio:
-    """Fifteen judgements, one of them taken back; r0 is of SFT and stands first, r1 of the policy.
-
-    Of eleven that could count: three decided (the policy wins two), a tie, both bad.
-    """
-    add = studio.store.add
-    tasks = [task(TWO, prompt=f"prompt {i}") for i in range(9)]
-    tasks[6] = tasks[6].model_copy(update={"blind": False})
-    tasks[7] = tasks[7].model_copy(update={"sampler": Sampler(strategy="active", propensity=0.5)})
-    for one in tasks:
-        add(one)
-    add(vote(tasks[0], client_ms=10_000, flags=("too_long", "harmful")))
-    add(vote(tasks[1], client_ms=20_000))
-    add(vote(tasks[2], *SFT_WINS, client_ms=60_000, flags=("too_long",)))
-    add(vote(tasks[3], ["r0", "r1"], client_ms=30_000))
-    add(vote(tasks[4], ["r0", "r1"], outcome="both_bad", client_ms=100, flags=("fast",)))
-    add(skip(tasks[5], client_ms=10))
-    add(vote(tasks[6], client_ms=20_000))
-    add(vote(tasks[7], client_ms=20_000))
-    add(vote(tasks[8], client_ms=20_000))
-    take_back(studio, Person("ana", True, ""), studio.store.last("ana").judgement.id)
-    for first, who, groups in ((0, "ben", ()), (2, "ana", ())):
-        again = repeat(tasks[first], who)
-        add(again)
-        add(vote(again, *groups, client_ms=20_000))
-    for up in (True, True, False):
-        chat = task([{"adapter": POLICY}], annotator="ben", blind=False)
-        add(chat)
-        add(like(chat, up))
-    return studio
+    return fill(studio)
 
 
 def part(studio: Studio, person: Person, name: str, **page: Any) -> str:
@@ -406,108 +351,6 @@ def test_the_consent_line_says_what_is_stored_and_what_is_not(studio: Studio, be
         assert words in text
 
 
-# -- exports --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def downloads(tmp_path: Path) -> Downloads:
-    return Downloads(tmp_path / "downloads")
-
-
-def names_in(path: Path) -> set[str]:
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None
-        return set(archive.namelist())
-
-
-def test_each_export_is_a_zip_with_its_manifest(
-    filled: Studio, ana: Person, downloads: Downloads
-) -> None:
-    files = {"pairs": {"pairs.jsonl", "pairs-eval.jsonl"}, "leaderboard": {"leaderboard.csv"}}
-    for kind in EXPORTS:
-        path, said = export(filled, ana, downloads, kind)
-        assert path.name == f"{kind}.zip"
-        assert names_in(path) == files.get(kind, {f"{kind}.jsonl"}) | {f"{kind}.manifest.json"}
-        assert said.startswith(f"{kind} ")
-    path, said = export(filled, ana, downloads, EVERYTHING)
-    assert path.name == "votes.zip"
-    assert len(names_in(path)) == 11
-    assert all(kind in said for kind in EXPORTS)
-
-
-def test_what_an_export_holds_and_leaves_out(
-    filled: Studio, ana: Person, downloads: Downloads
-) -> None:
-    path, said = export(filled, ana, downloads, "battles")
-    with zipfile.ZipFile(path) as archive:
-        battles = [json.loads(line) for line in archive.read("battles.jsonl").splitlines()]
-        manifest = json.loads(archive.read("battles.manifest.json"))
-    # Of 14: three likes and a skip give none; one is taken back, one not blind, one too fast.
-    winners = sorted(battle["winner"] for battle in battles)
-    assert winners == ["model_a"] * 3 + ["model_b"] * 3 + ["tie"]
-    assert manifest["filters"]["retracted"] == {"on": True, "removed": 1}
-    assert "battles 7 rows of 11 judgements" in said
-    for words in ("1 retracted", "1 non-blind", "1 too-fast", "3 a like", "1 skipped"):
-        assert words in said
-    path, said = export(filled, ana, downloads, "battles", ["retracted"])
-    assert "battles 9 rows of 13 judgements" in said
-    path, _ = export(filled, ana, downloads, "leaderboard", ["retracted"])
-    with zipfile.ZipFile(path) as archive:
-        board = list(csv.DictReader(io.StringIO(archive.read("leaderboard.csv").decode())))
-    assert [row["adapter"] for row in board] == [POLICY, SFT]
-
-
-def test_exports_are_the_admins_alone(
-    filled: Studio, ben: Person, downloads: Downloads, tmp_path: Path
-) -> None:
-    for kind in (*EXPORTS, EVERYTHING):
-        with pytest.raises(NotAllowed, match="ben"):
-            export(filled, ben, downloads, kind)
-    assert not (tmp_path / "downloads").exists()
-
-
-@pytest.mark.parametrize("forged", ["../../etc", "", None, ["pairs"], "pairs/..", 5])
-def test_an_export_that_there_is_not_is_refused(
-    filled: Studio, ana: Person, downloads: Downloads, tmp_path: Path, forged: Any
-) -> None:
-    with pytest.raises(PreferenceError):
-        export(filled, ana, downloads, forged)
-    with pytest.raises(PreferenceError):
-        export(filled, ana, downloads, "pairs", ["retracted", forged])
-    assert list((tmp_path / "downloads").iterdir()) == []
-
-
-def test_a_file_lies_where_nobody_else_can_read_it_and_is_gone_soon(tmp_path: Path) -> None:
-    downloads = Downloads(tmp_path / "files", seconds=0.3)
-    path = downloads.put("votes.zip", lambda to: to.write_text("votes"))
-    assert path.name == "votes.zip"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    with path.open() as begun:
-        ends_at = time.monotonic() + 20
-        while path.parent.exists():
-            assert time.monotonic() < ends_at, "it stays"
-            time.sleep(0.02)
-        assert begun.read() == "votes", "a download that has begun goes on"
-    assert list((tmp_path / "files").iterdir()) == []
-
-
-def test_closing_removes_what_is_left_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    downloads = Downloads(tmp_path / "files")
-    one, two = (downloads.put("a", lambda to: to.write_text("x")) for _ in range(2))
-    assert one != two
-
-    def fail(to: Path) -> None:
-        to.write_text("half")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space"):
-        downloads.put("b", fail)
-    assert len(list((tmp_path / "files").iterdir())) == 2
-    downloads.close()
-    assert list((tmp_path / "files").iterdir()) == []
-
-
 # -- cheap, and nothing trusted -------------------------------------------------------------------
 
 
@@ -573,11 +416,13 @@ def test_whatever_was_judged_is_shown_as_text(studio: Studio, ana: Person) -> No
 
 def test_five_thousand_judgements_are_quick(studio: Studio, ana: Person) -> None:
     names = [SFT, POLICY, "base", "votes/policy"]
+    pairs = [task([{"adapter": a}, {"adapter": b}]) for a in names for b in names if a != b]
+    either = [judged(one, *groups) for one in pairs for groups in (SFT_WINS, SFT_WINS[::-1])]
     made = []
     for i in range(5000):
-        pair = [{"adapter": names[i % 4]}, {"adapter": names[(i // 4 + i + 1) % 4]}]
-        groups = (["r0"], ["r1"]) if i % 3 else (["r1"], ["r0"])
-        made.append(judged(task(pair, prompt=f"prompt {i}"), *groups))
+        like_it, new = either[i * 7 % len(either)], f"{i}"
+        one = like_it.task.model_copy(update={"task_id": new, "prompt_sha256": new})
+        made.append(Judged(one, like_it.judgement.model_copy(update={"id": new}), i))
     big = SimpleNamespace(store=studio.store, judged=lambda: made)
     before = time.perf_counter()
     parts = shown(big, ana, Page())
