@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, exists, insert, select
+from sqlalchemy import Connection, and_, bindparam, exists, insert, literal, select
 
 from lora_rlhf.errors import EventRefused
 from lora_rlhf.preferences.events import (
@@ -19,9 +19,14 @@ from lora_rlhf.preferences.schema import EVENTS
 TASKS = EVENTS.alias("tasks")
 JUDGEMENTS = EVENTS.alias("judgements")
 RETRACTS = EVENTS.alias("retracts")
-IS_JUDGEMENT = JUDGEMENTS.c.kind == "judgement"
-IS_RETRACTED = exists().where(RETRACTS.c.kind == "retract", RETRACTS.c.ref == JUDGEMENTS.c.id)
-OF_TASK = and_(TASKS.c.kind == "task", TASKS.c.id == JUDGEMENTS.c.task_id)
+# Kinds stand in the text of a statement: a parameter could hide that a partial index fits.
+_KIND = {kind: literal(kind, literal_execute=True) for kind in KINDS}
+IS_JUDGEMENT = JUDGEMENTS.c.kind == _KIND["judgement"]
+IS_RETRACTED = exists().where(
+    RETRACTS.c.kind == _KIND["retract"], RETRACTS.c.ref == JUDGEMENTS.c.id
+)
+IS_TASK = TASKS.c.kind == _KIND["task"]
+OF_TASK = and_(IS_TASK, TASKS.c.id == JUDGEMENTS.c.task_id)
 # Built once: building them is most of the time that an event takes.
 _FIND = select(EVENTS.c.kind, EVENTS.c.body).where(EVENTS.c.id == bindparam("id"))
 _STANDING = select(JUDGEMENTS.c.id).where(

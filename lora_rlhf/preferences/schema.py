@@ -43,7 +43,7 @@ EVENTS = Table(
     Column("body", Text, nullable=False),
     sqlite_autoincrement=True,  # a seq never comes twice, also after the newest row was erased
 )
-Index("preference_events_by_task", EVENTS.c.task_id)
+Index("preference_events_by_task", EVENTS.c.task_id, EVENTS.c.annotator, EVENTS.c.kind)
 Index("preference_events_by_annotator", EVENTS.c.annotator, EVENTS.c.kind, EVENTS.c.seq)
 Index(
     "preference_events_one_retract",

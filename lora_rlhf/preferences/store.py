@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, exists, func, insert, select
+from sqlalchemy import Select, and_, delete, func, insert, select
 
 from lora_rlhf.preferences.copies import copy_to
 from lora_rlhf.preferences.database import Database
@@ -18,6 +18,7 @@ from lora_rlhf.preferences.events import AnyEvent, Erase, Judgement, Retract, Ta
 from lora_rlhf.preferences.intake import (
     IS_JUDGEMENT,
     IS_RETRACTED,
+    IS_TASK,
     JUDGEMENTS,
     OF_TASK,
     TASKS,
@@ -175,16 +176,14 @@ class Store:
 
     def open_task(self, annotator: str, mode: str) -> Task | None:
         """The newest task made for this person in this mode without a judgement that stands."""
-        answered = exists().where(
-            IS_JUDGEMENT,
-            JUDGEMENTS.c.task_id == TASKS.c.id,
-            JUDGEMENTS.c.annotator == annotator,
-            ~IS_RETRACTED,
+        # Not a correlated EXISTS, of which PostgreSQL without statistics makes all with all.
+        answered = select(JUDGEMENTS.c.task_id).where(
+            IS_JUDGEMENT, JUDGEMENTS.c.annotator == annotator, ~IS_RETRACTED
         )
         query = (
             select(TASKS.c.body)
-            .where(TASKS.c.kind == "task", TASKS.c.annotator == annotator)
-            .where(TASKS.c.mode == mode, ~answered)
+            .where(IS_TASK, TASKS.c.annotator == annotator)
+            .where(TASKS.c.mode == mode, TASKS.c.id.not_in(answered))
             .order_by(TASKS.c.seq.desc())
             .limit(1)
         )
