@@ -95,7 +95,10 @@ class StudioEngine:
 
     def _load(self) -> None:
         with self._changing:
-            if self._decoder is not None or not self._wanted or self._closed.is_set():
+            if not self._wanted or self._closed.is_set():
+                return
+            if self._decoder is not None:
+                self._state = "ready"
                 return
             try:
                 self._load_all()
@@ -138,11 +141,12 @@ class StudioEngine:
 
     def restore(self) -> None:
         """Load again what `release` gave back; returns at once."""
-        with self._changing:
-            if self._decoder is not None or self._closed.is_set():
-                return
-            self._wanted, self._state = True, _LOADING
-        self.start()
+        if self._closed.is_set():
+            return
+        self._wanted = True
+        if self._decoder is None:
+            self._state = _LOADING
+            self.start()
 
     def close(self) -> None:
         """End what runs and free everything; nothing is answered afterwards.
