@@ -8,6 +8,7 @@ import pytest
 from lora_rlhf.data.records import Ranking, user
 from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.errors import DataError
+from lora_rlhf.preferences import imports
 from lora_rlhf.preferences.exports import export
 from lora_rlhf.preferences.imports import import_file, to_events
 from lora_rlhf.preferences.ratings import leaderboard
@@ -59,8 +60,9 @@ def test_imported_votes_never_count_in_win_rates(store, tmp_path):
     assert (board.counted, board.left_out, board.arms) == (0, {"imported": 4}, ())
 
 
-def test_an_import_cut_short_goes_on_where_it_was(store, tmp_path):
-    rows = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(600)]
+def test_an_import_cut_short_goes_on_where_it_was(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(imports, "_AT_ONCE", 8)
+    rows = [{"prompt": f"p{i}", "chosen": "yes", "rejected": "no"} for i in range(30)]
     file = write(tmp_path / "votes.jsonl", rows)
 
     def cut(done: int, of: int) -> None:
@@ -69,9 +71,9 @@ def test_an_import_cut_short_goes_on_where_it_was(store, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         import_file(store, file, progress=cut)
     part = store.counts()["live"]
-    assert 0 < part < 600
-    assert import_file(store, file).new == 600 - part
-    assert store.counts()["live"] == 600
+    assert part == 8
+    assert import_file(store, file).new == 22
+    assert store.counts()["live"] == 30
 
 
 def test_the_same_order_by_two_people_is_two_votes_and_the_opposite_order_too(store, tmp_path):
@@ -141,14 +143,16 @@ def test_an_id_depends_on_everything_that_makes_a_ranking():
 
 @pytest.mark.shared
 def test_hh_as_anthropic_publishes_it(shared, tmp_path):
-    file = shared / "data" / "hh-rlhf-harmless" / "test.jsonl.gz"
+    whole = gzip.decompress((shared / "data/hh-rlhf-harmless/test.jsonl.gz").read_bytes())
+    rows = whole.splitlines(keepends=True)[:400]
+    file = tmp_path / "test.jsonl.gz"
+    file.write_bytes(gzip.compress(b"".join(rows)))
     with Store.open(tmp_path / "hh.db") as store:
         found = import_file(store, file, "anthropic")
-        assert found.new == found.rankings > 2000
-        lines = gzip.decompress(file.read_bytes()).count(b"\n")
-        assert found.rankings + sum(found.dropped.values()) == lines
+        assert found.new == found.rankings > 390
+        assert found.rankings + sum(found.dropped.values()) == 400
         first = store.judged()[0]
-        row = json.loads(gzip.decompress(file.read_bytes()).split(b"\n")[0])
+        row = json.loads(rows[0])
         better = first.task.response(first.judgement.ranking[0][0]).text
         assert row["chosen"].endswith(better)
         assert store.digest() == Store.open(store.location).digest()

@@ -7,7 +7,7 @@ from sqlalchemy import event
 from lora_rlhf.preferences.store import Store
 from tests.preferences.making import task, vote
 
-FEW, MANY = 100, 400
+FEW, MANY = 50, 200
 
 
 def test_work_grows_with_the_votes_and_no_faster(store):
