@@ -26,6 +26,7 @@ from ui.users import Users
 MOST_BODY_BYTES = 2**20  # a long chat is sent whole with every message
 BODY_SECONDS = 20.0
 LOGINS_A_MINUTE = 10
+_KEPT = 64
 
 _PEER: ContextVar[str] = ContextVar("peer", default="")  # of the request in hand; kept nowhere
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -216,7 +217,8 @@ class Door:
         """
         from fastapi import HTTPException
 
-        keys = f"name {name}", f"peer {_PEER.get()}"
+        # Cut, for both are the client's words and are kept for a minute.
+        keys = f"name {name[:_KEPT]}", f"peer {_PEER.get()[:_KEPT]}"
         wait = self._limit.take(*keys)  # before the check, so that many at once count, too
         if wait:
             detail = f"Too many attempts. Try again in {_whole(wait)} s."

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FIRST_PORT, PORTS = 7860, 100
 LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 MOST_WAITING_CALLS = 64
+CALLS_AT_ONCE = 16  # of one handler, by as many people
 MOST_SESSIONS = 500
 MOST_CONNECTIONS = 512
 _STOP_SECONDS = 3
@@ -230,7 +231,9 @@ def _mounted(
     blocks.delete_cache = blocks.delete_cache or (3600, 86400)
     for handler in blocks.fns.values():
         handler.api_visibility = "private"  # or the page of the login would describe them
-    blocks.queue(max_size=MOST_WAITING_CALLS, api_open=False)
+    blocks.queue(
+        max_size=MOST_WAITING_CALLS, api_open=False, default_concurrency_limit=CALLS_AT_ONCE
+    )
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     gr.mount_gradio_app(
         app,
