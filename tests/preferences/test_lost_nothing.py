@@ -36,8 +36,7 @@ def test_eight_writers_killed_in_mid_write_lose_nothing_acknowledged(location):
     found = program("killed", location)
     assert found["statuses"] == [signal.SIGKILL] * WRITERS
     acknowledged = {event for each in found["acknowledged"] for event in each}
-    assert len(acknowledged) > 2 * WRITERS
-    assert sum(map(bool, found["acknowledged"])) > WRITERS // 2
+    assert all(found["acknowledged"]), "each writer was at work"
     with Store.open(location) as store:
         store.check()
         there = {j.task.id for j in store.judged()} | {j.judgement.id for j in store.judged()}

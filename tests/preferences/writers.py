@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import select
 import signal
 import sys
 import time
@@ -18,7 +19,8 @@ from lora_rlhf.preferences.store import Store
 from tests.preferences.making import task, vote
 
 WRITERS = 8
-_SECONDS = 1.2
+_ENOUGH = 3  # acknowledged by each writer before the first is killed
+_PATIENCE = 30.0  # seconds, on a machine that others use too
 _LONG = 3000  # characters of an answer: about 3 kB a task
 
 
@@ -45,14 +47,19 @@ def killed(location: str) -> None:
                 time.sleep(random.random() * 0.01)  # one that never pauses starves the others
         os.close(write)
         children.append((pid, read))
-    time.sleep(_SECONDS)
-    acknowledged, statuses = [], []
+    said = {read: b"" for _, read in children}
+    until = time.monotonic() + _PATIENCE
+    while min(s.count(b"\n") for s in said.values()) < _ENOUGH and time.monotonic() < until:
+        for read in select.select([*said], [], [], 0.1)[0]:
+            said[read] += os.read(read, 1 << 16)
+    statuses = []
     for pid, read in children:
         os.kill(pid, signal.SIGKILL)
         statuses.append(os.waitpid(pid, 0)[1])
-        with os.fdopen(read) as lines:
-            acknowledged.append(lines.read().split())
+        while more := os.read(read, 1 << 16):
+            said[read] += more
         time.sleep(random.random() * 0.02)
+    acknowledged = [s.decode().split() for s in said.values()]
     json.dump({"acknowledged": acknowledged, "statuses": statuses}, sys.stdout)
 
 
