@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,13 @@ MARKERS = {
     "gpu": "needs a CUDA GPU; skipped without one",
     "slow": "takes more than ten seconds; runs with --slow",
     "shared": "needs the folder `shared` beside the checkout; skipped without it",
+    "ui": "drives the app with Chromium; skipped without one",
 }
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+# Where this is set, the continuous integration installs them: nothing is skipped in silence.
+REQUIRED = os.environ.get("LORA_RLHF_REQUIRE_SERVICES") == "1"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,6 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "gpu": None if torch.cuda.is_available() else "needs a CUDA GPU",
         "slow": None if config.getoption("--slow") else "slow; run with --slow",
         "shared": None if SHARED.is_dir() else NO_SHARED,
+        "ui": None if CHROMIUM or REQUIRED else "needs Chromium on the PATH",
     }
     for item in items:
         for name, reason in missing.items():

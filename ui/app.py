@@ -1,6 +1,7 @@
 """The page: a bar, six tabs, and what passes between them. No logic."""
 
 import html
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,8 @@ def build_app(studio: Studio) -> gr.Blocks:
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, fill_width=False, delete_cache=(3600, 86400)
     ) as app:
-        bar = gr.HTML(_bar(studio, ""), elem_id="studio-top")
+        server = secrets.token_hex(8)
+        bar = gr.HTML(_bar(studio, "", server), elem_id="studio-top")
         with gr.Tabs(elem_id="studio-tabs") as tabs:
             with gr.Tab("Chat", id="chat"):
                 chat_tab = chat.build(studio)
@@ -62,7 +64,7 @@ def build_app(studio: Studio) -> gr.Blocks:
             with gr.Tab("Runs", id="runs"):
                 runs.build(studio)
         pickers = [chat_tab.adapter, chat_tab.other, compare_tab.first, compare_tab.second, who]
-        _keep_fresh(studio, app, bar, pickers)
+        _keep_fresh(studio, app, bar, server, pickers)
         _wire_compare(studio, app, tabs, chat_tab, compare_tab)
     return app
 
@@ -92,7 +94,9 @@ def _wire_compare(
     app.load(told(on_load), None, compare_tab.outputs, show_progress="hidden")
 
 
-def _keep_fresh(studio: Studio, app: gr.Blocks, bar: gr.HTML, pickers: list[gr.Dropdown]) -> None:
+def _keep_fresh(
+    studio: Studio, app: gr.Blocks, bar: gr.HTML, server: str, pickers: list[gr.Dropdown]
+) -> None:
     """Adapters that were adopted appear in every open page; the bar says how things stand."""
     seen = gr.State((-1, ""))
 
@@ -102,21 +106,22 @@ def _keep_fresh(studio: Studio, app: gr.Blocks, bar: gr.HTML, pickers: list[gr.D
             return (gr.skip(),) * (2 + len(pickers))
         names = studio.engine.answerers()
         fresh = [gr.Dropdown(choices=names) for _ in pickers]
-        return now, _bar(studio, person_of(request).name), *fresh
+        return now, _bar(studio, person_of(request).name, server), *fresh
 
     timer = gr.Timer(_LOOK_SECONDS)
     for listen in (timer.tick, app.load):
         listen(told(on_tick), [seen], [seen, bar, *pickers], show_progress="hidden", queue=False)
 
 
-def _bar(studio: Studio, name: str) -> str:
+def _bar(studio: Studio, name: str, server: str) -> str:
+    # A page that has slept through a restart sees another server here, and loads itself again.
     facts, state = studio.engine.facts(), studio.engine.state()
     ready = state == "ready"
     what = f"{facts.model} \u00b7 {facts.quantization} \u00b7 {facts.device}"
     said = "ready" if ready else state
     who = f'<span class="what me">you are {html.escape(name)}</span>' if name else ""
     return (
-        '<div id="studio-bar"><span class="name">lora-rlhf studio</span>'
+        f'<div id="studio-bar" data-server="{server}"><span class="name">lora-rlhf studio</span>'
         '<button type="button" id="studio-shortcuts" aria-haspopup="dialog">'
         "<kbd>?</kbd> Shortcuts</button>"
         f'<span class="what"><span class="dot {"ready" if ready else ""}"></span>'

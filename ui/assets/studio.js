@@ -113,11 +113,15 @@
   // Screen readers read a change of what they know; status lines are made anew each time. Only
   // what has stood still for a moment is read, not every token.
   const live = region("studio-live", "status");
+  const served = () => (document.getElementById("studio-bar") || { dataset: {} }).dataset.server;
+  const first = served();
   let settled = 0;
   new MutationObserver((changes) => {
     if (changes.every((change) => change.target === live)) return;
     clearTimeout(settled);
     settled = setTimeout(() => {
+      // What the old server knew of this page is gone; what waits for a vote is in the store.
+      if (first && served() && served() !== first) location.reload();
       const line = [...document.querySelectorAll(".status")].find(visible);
       if (line && line.textContent !== live.textContent) live.textContent = line.textContent;
     }, 300);

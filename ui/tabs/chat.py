@@ -116,8 +116,8 @@ def _wire(
     def on_undo(now: Talk, event: gr.UndoData) -> Any:
         return _updates(*undo(now, event.index))
 
-    def on_like(now: Talk, request: gr.Request, event: gr.LikeData) -> Any:
-        return _liked(studio, person_of(request), now, event)
+    def on_like(now: Talk, request: gr.Request, event: gr.LikeData) -> Iterator[Any]:
+        yield from _liked(studio, person_of(request), now, event)
 
     def on_stop(request: gr.Request) -> None:
         studio.stop(person_of(request).name, f"chat/{page_of(request)}")
@@ -135,22 +135,27 @@ def _wire(
     chatbot.edit(told(on_edit), [talk, *panel], shown, **streaming)
     at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False}
     chatbot.undo(told(on_undo), [talk], shown, **at_once)
-    chatbot.like(told(on_like), [talk], [talk, chatbot, status], **at_once)
+    chatbot.like(told(on_like), [talk], [talk, chatbot, status], **streaming)
     stopper.click(told(on_stop), **at_once)
     clear.click(lambda: _updates(Talk(status="A new dialogue."), ""), None, shown, **at_once)
     chatbot.clear(lambda: _updates(Talk(status="A new dialogue.")), None, shown, **at_once)
 
 
-def _liked(studio: Studio, person: Person, now: Talk, event: gr.LikeData) -> tuple[Any, ...]:
+def _liked(
+    studio: Studio, person: Person, now: Talk, event: gr.LikeData
+) -> Iterator[tuple[Any, ...]]:
     value = event.liked
     if isinstance(value, bool):
         value = "Like" if value else "Dislike"
     try:
         done = like(studio, person, now, event.index, value)
     except UserError as error:
-        # Told here and not by a toast, so that the thumb can be put back, too.
-        return now, gr.Chatbot(feedback_value=now.feedback()), status_html(str(error), "bad")
-    return done, gr.skip(), status_html(done.status, "good")
+        # In the page the thumb is up already, and goes down again only where its value changes.
+        line = status_html(str(error), "bad")
+        yield now, gr.Chatbot(feedback_value=[value for _ in now.feedback()]), line
+        yield now, gr.Chatbot(feedback_value=now.feedback()), line
+        return
+    yield done, gr.skip(), status_html(done.status, "good")
 
 
 def _updates(talk: Talk, box: str | None = None) -> tuple[Any, ...]:

@@ -1,0 +1,151 @@
+"""Chat: streaming and stop on the real model; retry, undo, edit, like on the fake one."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.ui.browser.conftest import Visit
+from tests.ui.browser.people import Visitor, quiet_for, timely, wait_until
+from tests.ui.browser.serving import Served
+
+pytestmark = pytest.mark.ui
+
+STOPS_WITHIN = 0.5  # seconds
+
+
+def latest(me: Visitor) -> str:
+    """The last answer as far as it has come."""
+    return me.page.get_by_test_id("bot").last.inner_text().strip()
+
+
+def growing(me: Visitor) -> list[str]:
+    """What the last answer was, look by look, until it was whole."""
+    seen = [latest(me)]
+    while "answers" in me.at("#chat-status").inner_text():
+        seen.append(latest(me))
+    seen.append(latest(me))
+    return list(dict.fromkeys(seen))
+
+
+def test_an_answer_of_the_real_model_streams_and_is_liked(
+    visit: Visit, real_server: Served
+) -> None:
+    me = visit(real_server)
+    me.chat("Please describe a telescope.", until_done=False)
+    expect(me.page.get_by_test_id("bot")).to_be_visible()
+    seen = growing(me)
+    lengths = [len(text) for text in seen if text != "\u2026"]
+    assert len(lengths) >= 3, "it came in pieces"
+    assert lengths == sorted(lengths)
+    assert all(seen[-1].startswith(text) for text in seen if text != "\u2026")
+    expect(me.at("#chat-status")).to_contain_text("small/policy")
+    expect(me.at("#chat-status")).to_contain_text("KL")
+    me.page.get_by_role("button", name="Like", exact=True).click()
+    (liked,) = me.wait_for_votes(1)
+    assert liked.task.responses[0].text.split() == seen[-1].split()
+    assert liked.task.responses[0].adapter == "small/policy"
+    assert (liked.judgement.type, liked.judgement.strength) == ("like", 1)
+    expect(me.at("#chat-status")).to_contain_text("stored")
+    me.page.get_by_role("button", name="Dislike", exact=True).click()
+    wait_until(lambda: [v.judgement.strength for v in me.votes] == [-1], "the other opinion")
+
+
+def begin(me: Visitor) -> None:
+    """Ask the real model something long, until it has begun to answer."""
+    turns = me.served.engine.turns
+    me.chat("Please describe a telescope.", until_done=False)
+    wait_until(lambda: len(turns) == 1, "the engine to begin")
+    expect(me.page.get_by_test_id("bot")).to_contain_text(" ")
+    assert len(turns) == 1, "it had ended before it could be stopped"
+
+
+def test_stop_ends_the_real_model_within_half_a_second(visit: Visit, real_server: Served) -> None:
+    me = visit(real_server)
+
+    def stop() -> float:
+        me.new_dialogue()
+        begin(me)
+        me.at("#chat-stop").evaluate("button => button.click()")
+        return wait_until(lambda: len(real_server.engine.turns) == 0, "a free engine")
+
+    timely(STOPS_WITHIN, stop)
+    expect(me.page.get_by_test_id("bot")).to_contain_text("(stopped)")
+    expect(me.at("#chat-status")).to_contain_text("stopped")
+    with quiet_for(me):
+        me.page.get_by_role("button", name="Like", exact=True).click()
+        expect(me.at("#chat-status")).to_contain_text("Only a whole answer")
+    expect(me.page.get_by_role("button", name="Like", exact=True)).to_be_visible()
+    expect(me.page.get_by_role("button", name="Liked")).to_have_count(0)
+
+
+def test_a_closed_tab_frees_the_real_model_within_half_a_second(
+    visit: Visit, real_server: Served
+) -> None:
+    me = visit(real_server)
+    me.page.close()
+
+    def close() -> float:
+        me.page = me.context.new_page()
+        me.open()
+        begin(me)
+        me.page.close()
+        return wait_until(lambda: len(real_server.engine.turns) == 0, "a free engine")
+
+    timely(STOPS_WITHIN, close)
+
+
+def test_retry_undo_and_edit(me: Visitor, fake: Served) -> None:
+    me.new_dialogue()
+    bots = me.page.get_by_test_id("bot")
+    me.chat("First question")
+    first = latest(me)
+    me.page.get_by_role("button", name="Retry").click()
+    expect(bots.last).not_to_have_text(first)
+    asked = [ask for ask in fake.engine.asked if ask.messages[-1]["content"] == "First question"]
+    assert [len(ask.messages) for ask in asked] == [1, 1], "the same question, without its answer"
+    assert asked[0].seed != asked[1].seed
+    expect(me.at("#chat-status")).not_to_contain_text("answers")
+    again = latest(me)
+    me.chat("Second question")
+    assert [m["content"] for m in fake.engine.asked[-1].messages] == [
+        "First question",
+        again,
+        "Second question",
+    ]
+    me.page.get_by_role("button", name="Undo").last.click()
+    expect(bots).to_have_count(1)
+    expect(me.at("#chat-box textarea")).to_have_value("Second question")
+    me.page.get_by_role("button", name="Edit").first.click()
+    me.page.get_by_role("log").get_by_role("textbox").fill("Another question")
+    me.page.get_by_role("button", name="Submit").click()
+    expect(me.page.get_by_test_id("user")).to_have_text("Another question")
+    expect(bots).to_have_count(1)
+    expect(me.at("#chat-status")).to_contain_text("token")
+    assert [m["content"] for m in fake.engine.asked[-1].messages] == ["Another question"]
+    me.at("#chat-new").click()
+    expect(bots).to_have_count(0)
+
+
+def test_an_answer_is_compared_with_another_ones(me: Visitor) -> None:
+    me.new_dialogue()
+    me.chat("Tell of the sailor.")
+    answer = latest(me)
+    me.at("#chat-compare").click()
+    expect(me.page.get_by_role("tab", name="Compare")).to_have_attribute("aria-selected", "true")
+    expect(me.answer("a")).to_have_text(answer)
+    expect(me.at("#cmp-a")).to_be_enabled()
+    expect(me.at("#cmp-facts-a")).to_contain_text("quick/policy")
+    expect(me.at("#cmp-facts-b")).to_contain_text("quick/sft")
+    me.press("2")
+    (vote,) = me.wait_for_votes(1)
+    assert [vote.task.response(group[0]).adapter for group in vote.judgement.ranking] == [
+        "quick/sft",
+        "quick/policy",
+    ]
+    assert not vote.judgement.blind
+
+
+def test_copy_gives_the_answer_as_it_was_written(visit: Visit, fake: Served) -> None:
+    me = visit(fake, permissions=["clipboard-read", "clipboard-write"])
+    me.chat("Tell of the lamp.")
+    me.page.get_by_role("button", name="Copy message").last.click()
+    wait_until(lambda: me.page.evaluate("navigator.clipboard.readText()") == latest(me), "the copy")

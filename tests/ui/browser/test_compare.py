@@ -1,0 +1,212 @@
+"""Compare: blind votes by keyboard alone, keys that must not vote, and what stays hidden."""
+
+import json
+import re
+import time
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.ui.browser.conftest import Visit
+from tests.ui.browser.people import Visitor, quiet_for, shown, wait_until
+from tests.ui.browser.serving import Served
+
+pytestmark = pytest.mark.ui
+
+NAMES = ("quick/sft", "quick/policy")
+
+
+def test_a_blind_pair_by_keyboard_alone(visit: Visit, fake: Served) -> None:
+    me = visit(fake)
+    me.page.get_by_role("tab", name="Chat").focus()
+    me.press("Tab", "Enter")
+    expect(me.at("#cmp-box")).to_be_visible()
+    task = me.ask_both("Why does an owl sing?")
+    a, b = shown(task)
+    assert {a.adapter, b.adapter} == set(NAMES)
+    assert task.blind
+    expect(me.answer("a")).to_have_text(a.text)
+    expect(me.answer("b")).to_have_text(b.text)
+    expect(me.at("#cmp-facts-a")).to_be_empty()
+    me.press("1")
+    expect(me.at("#cmp-facts-a")).to_contain_text(f"{a.adapter} reward {a.rm_score:+.2f}")
+    expect(me.at("#cmp-facts-b")).to_contain_text(f"{b.adapter} reward {b.rm_score:+.2f}")
+    expect(me.at("#cmp-a")).to_be_disabled()
+    (vote,) = me.votes
+    assert vote.task.task_id == task.task_id
+    assert vote.judgement.ranking == ((a.rid,), (b.rid,))
+    assert vote.judgement.outcome == "decided"
+    assert vote.judgement.blind
+    assert not vote.judgement.scores_visible
+    assert vote.judgement.keys == 1
+    assert vote.judgement.device == "desktop"
+
+
+def test_every_key_says_what_its_button_says(me: Visitor) -> None:
+    me.tab("Compare")
+    me.ask_both("Tell of the moon.")
+    winner = {"1": 0, "2": 1, "Shift+Digit1": 0, "Shift+Digit2": 1}
+    keys = ["Shift+Digit2", "0", "9", "2", "Shift+Digit1", "s", "Numpad1"]
+    for count, key in enumerate(keys, start=1):
+        task = me.open_task("pair")
+        a, b = shown(task)
+        me.press(key)
+        vote = me.wait_for_votes(count)[-1].judgement
+        assert vote.task_id == task.task_id
+        said = (vote.outcome, vote.strength, vote.ranking)
+        both = ((a.rid, b.rid),)
+        expected = {
+            "0": ("tie", None, both),
+            "9": ("both_bad", None, both),
+            "s": ("skip", None, ()),
+        }.get(key)
+        if expected is None:
+            first = winner.get(key, 0)
+            order = ((a.rid,), (b.rid,)) if first == 0 else ((b.rid,), (a.rid,))
+            expected = ("decided", 2 if key.startswith("Shift") else None, order)
+        assert said == expected, key
+        expect(me.at("#cmp-a")).to_be_disabled()
+        me.press("n")
+        expect(me.at("#cmp-a")).to_be_enabled()
+
+
+def test_undo_takes_the_vote_back_and_shows_its_pair_again(me: Visitor) -> None:
+    me.tab("Compare")
+    task = me.ask_both("Tell of the sea.")
+    me.press("1")
+    first = me.wait_for_votes(1)[0]
+    expect(me.at("#cmp-undo")).to_be_enabled()
+    me.press("u")
+    expect(me.at("#cmp-a")).to_be_enabled()
+    assert not me.votes
+    expect(me.at("#cmp-facts-a")).to_be_empty()
+    me.press("2")
+    (second,) = me.wait_for_votes(1)
+    assert second.task.task_id == task.task_id
+    assert second.judgement.id != first.judgement.id
+    assert second.judgement.ranking == first.judgement.ranking[::-1]
+
+
+def test_an_answer_stays_on_the_side_where_it_streamed(me: Visitor, fake: Served) -> None:
+    fake.engine.seconds_a_word = 0.03
+    me.tab("Compare")
+    me.press("/")
+    me.page.keyboard.type("Tell of the boat.")
+    for key in ("Enter", "n", "n", "n", "n"):  # sides that were drawn anew would agree by chance
+        me.press(key)
+        expect(me.at("#cmp-status")).to_contain_text("Both answer")
+        expect(me.answer("a")).to_have_text(re.compile(r"\w+ \w+ \w+"))
+        begun = [me.answer(side).inner_text().strip() for side in "ab"]
+        assert begun[0] != begun[1]
+        expect(me.at("#cmp-a")).to_be_enabled()
+        for start, answer in zip(begun, shown(me.open_task("pair")), strict=True):
+            assert answer.text.startswith(start.rstrip("."))
+        me.press("s")
+        expect(me.at("#cmp-a")).to_be_disabled()
+
+
+def test_typing_never_votes(me: Visitor) -> None:
+    me.tab("Compare")
+    me.ask_both("Tell of the river.")
+    expect(me.at("#cmp-box textarea")).not_to_be_focused()
+    with quiet_for(me):
+        me.press("/")
+        me.page.keyboard.type("1029sun")
+    expect(me.at("#cmp-box textarea")).to_have_value("Tell of the river.1029sun")
+    with quiet_for(me):
+        me.press("Escape")
+    expect(me.at("#cmp-box textarea")).not_to_be_focused()
+    me.press("2")
+    me.wait_for_votes(1)
+
+
+def test_held_and_modified_keys_never_vote(me: Visitor, fake: Served) -> None:
+    fake.engine.seconds_a_word = 0.03
+    me.tab("Compare")
+    me.press("/")
+    me.page.keyboard.type("Tell of the bell.")
+    me.press("Enter")
+    me.page.keyboard.down("1")
+    expect(me.at("#cmp-a")).to_be_enabled()
+    with quiet_for(me):
+        me.page.keyboard.down("1")  # the second time without an up between: a repeat
+        me.page.keyboard.down("1")
+    me.page.keyboard.up("1")
+    for modifier in ("Control", "Alt", "Meta"):
+        with quiet_for(me, 0.2):
+            me.press(f"{modifier}+1", f"{modifier}+0", f"{modifier}+s")
+    me.press("1")
+    me.wait_for_votes(1)
+
+
+def test_digits_vote_by_their_place_on_the_keyboard(me: Visitor) -> None:
+    me.tab("Compare")
+    task = me.ask_both("Parle du hibou.")
+    french = {"key": "\u00e9", "code": "Digit2", "bubbles": True}
+    me.page.evaluate(
+        "key => document.body.dispatchEvent(new KeyboardEvent('keydown', key))", french
+    )
+    (vote,) = me.wait_for_votes(1)
+    assert vote.judgement.ranking[0] == (shown(task)[1].rid,)
+
+
+def _names_in_page(me: Visitor) -> list[int]:
+    """How often each name stands in the page, its configuration and what it keeps."""
+    held = me.page.evaluate(
+        "() => document.documentElement.outerHTML + JSON.stringify(window.gradio_config)"
+        " + JSON.stringify({...localStorage}) + JSON.stringify({...sessionStorage})"
+    )
+    return [held.count(name) for name in NAMES]
+
+
+def test_nothing_tells_who_wrote_a_blind_pair(visit: Visit, fake: Served) -> None:
+    me = visit(fake, tab="Compare")
+    expect(me.at("#cmp-first input")).to_be_visible()
+    before, start = _names_in_page(me), time.monotonic()
+    assert all(before), "the pickers offer them"
+    task = me.ask_both("Tell of the lamp.")
+    me.page.wait_for_timeout(300)
+    told = fake.wire.text_between(start, time.monotonic())
+    assert task.responses[0].text in told, "the ear hears nothing"
+    secrets = [*NAMES, "reward", "KL"]
+    for answer in task.responses:
+        secrets += [str(answer.adapter_sha256), str(answer.seed), f"{answer.rm_score:+.2f}"]
+        secrets += [json.dumps(answer.rid)]
+    assert [word for word in secrets if word in told] == []
+    assert _names_in_page(me) == before
+    expect(me.at("#cmp-facts-a, #cmp-facts-b")).to_have_text(["", ""])
+    me.press("1")
+    expect(me.at("#cmp-facts-a")).to_contain_text("quick/")
+    told = fake.wire.text_between(start, time.monotonic())
+    assert all(name in told for name in NAMES), "and hears it once it may be said"
+
+
+def test_a_named_pair_shows_who_answers_before_the_vote(me: Visitor) -> None:
+    me.tab("Compare")
+    me.at("#cmp-blind").get_by_role("checkbox").uncheck()
+    task = me.ask_both("Tell of the tower.")
+    assert not task.blind
+    for side, answer in zip("ab", shown(task), strict=True):
+        expect(me.at(f"#cmp-facts-{side}")).to_contain_text(str(answer.adapter))
+    me.at("#cmp-b-much").click()
+    (vote,) = me.wait_for_votes(1)
+    assert vote.judgement.strength == 2
+    assert vote.judgement.scores_visible
+    assert not vote.judgement.blind
+
+
+def test_stopped_pairs_cannot_be_voted_on(me: Visitor, fake: Served) -> None:
+    fake.engine.seconds_a_word, fake.engine.words = 0.05, 100
+    me.tab("Compare")
+    me.press("/")
+    me.page.keyboard.type("Tell of the sun.")
+    me.press("Enter")
+    expect(me.answer("a")).to_have_text(re.compile(r"\w+ \w+"))
+    me.at("#cmp-stop").click()
+    wait_until(lambda: len(fake.engine.turns) == 0, "a free engine", 0.5)
+    expect(me.at("#cmp-status")).to_contain_text("Stopped")
+    expect(me.at("#cmp-answer-a")).to_contain_text("(stopped)")
+    for button in ("a", "b", "tie", "bad", "a-much", "b-much"):
+        expect(me.at(f"#cmp-{button}")).to_be_disabled()
+    with quiet_for(me):
+        me.press("1", "2", "0", "9")

