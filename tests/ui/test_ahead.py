@@ -175,14 +175,12 @@ def test_no_prompt_comes_twice_to_one_person_and_each_comes_once() -> None:
     try:
         plan, found = PLAN, []
         ahead.want(plan, nothing)
-        while True:
-            failed = ahead.wait(plan, PATIENCE)
-            if failed:
-                break
+        for _ in range(12):
+            assert ahead.wait(plan, PATIENCE) == ""
             taken = ahead.take(plan)
             assert taken is not None
             found.append(key(taken))  # not judged: what is open on the screen must not come again
-        assert "all 12 prompts" in failed
+        assert "all 12 prompts" in ahead.wait(plan, PATIENCE)
         assert len(found) == len(set(found)) == 12
     finally:
         ahead.close()
