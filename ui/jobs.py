@@ -15,7 +15,7 @@ from lora_rlhf.data.records import prompt_key
 from lora_rlhf.errors import ConfigError, UserError
 from lora_rlhf.preferences.store import Store
 from lora_rlhf.recipe import Recipe
-from lora_rlhf.runs import Run
+from lora_rlhf.runs import Json, Run
 from ui.asking import Engine
 from ui.job import LOG, Job, Pace, Progress, find_jobs
 from ui.measuring import FILE as HELDOUT
@@ -92,7 +92,7 @@ class Jobs:
         """How far the process is."""
         if self._job.state != "running":
             return Progress()
-        return self._pace.look(Run(self._folder).status())
+        return self._pace.look(_status_of(Run(self._folder), self._job))
 
     def log_tail(self, size: int = _LOG_BYTES) -> str:
         """The end of what the process has said."""
@@ -378,9 +378,15 @@ def _process_of(run: Path, job: Job) -> Training | None:
     return training if training.runs else None
 
 
+def _status_of(run: Run, job: Job) -> Json:
+    """What the job's own process says; {} where an earlier one spoke last."""
+    status = run.status()
+    return status if status.get("pid") == job.pid else {}
+
+
 def _why(run: Run, job: Job) -> str:
     """Why a process ended before its work was done."""
-    status = run.status()
+    status = _status_of(run, job)
     if status.get("state") == "failed" and status.get("error"):
         return str(status["error"])
     if job.exit_code is None:

@@ -28,7 +28,7 @@ from ui.preparing import (
 )
 from ui.retraining import Chosen, Material, Wishes, choose, count, ranking_of
 
-_GENTLER = 4
+_MANY = 100  # rankings
 _START_SECONDS = 15.0  # of a process: imports, the backbone, the report
 
 
@@ -74,10 +74,13 @@ class Plan:
         """
         old = recipe_of(base)
         chosen = choose(store.judged(), wishes, heldout_keys)
-        earlier = earlier_events(base, old) if wishes.earlier else []
+        wanted = wishes.earlier if wishes.earlier is not None else not goes_on(base, wishes)
+        earlier = earlier_events(base, old) if wanted else []
         material = count(chosen, rankings_in(earlier), old.data.heldout_fraction)
         name = new_name(runs_dir, base.name)
-        defaults = reward_settings(old, goes_on(base, wishes))
+        going_on = goes_on(base, wishes)
+        rankings = material.judgements + material.earlier
+        defaults = reward_settings(fresh_settings(base, old), going_on, rankings)
         if old.evaluate is not None and wishes.heldout:
             # What is trained on does not evaluate.
             trained_on = {j.task.prompt_sha256 for j in chosen.kept}
@@ -130,18 +133,30 @@ def rankings_in(events: Sequence[Task | Judgement]) -> list[Ranking]:
     return [ranking_of(Judged(tasks[j.task_id], j, 0)) for j in judgements]
 
 
-def reward_settings(old: Recipe, going_on: bool) -> tuple[str, ...]:
-    """What suits a reward model that goes on better than what made it, and the other way round.
-
-    A quarter of the learning rate of a fresh one, for two epochs, taught it 300 rankings without
-    unlearning the earlier ones; more epochs overfit (measured on the quickstart).
-    """
+def fresh_settings(base: Run, old: Recipe) -> Json:
+    """How a fresh reward model was trained in the run that all of this began with."""
     reward = old.reward or Reward()
-    went_on = reward.start_from is not None
-    rate = reward.learning_rate * (_GENTLER**went_on) / (_GENTLER**going_on)
+    own = {"learning_rate": reward.learning_rate, "epochs": reward.epochs}
+    kept: Json = base.summary().get("retraining", {}).get("fresh", own)
+    return kept
+
+
+def reward_settings(fresh: Json, going_on: bool, rankings: int) -> tuple[str, ...]:
+    """What suits a reward model that goes on, or a fresh one.
+
+    Half the learning rate of a fresh one, for two epochs, taught it 300 rankings without unlearning
+    the earlier ones; of 40 that is too much, and a quarter for one epoch does no harm (measured on
+    the quickstart). A fresh one that sees everything again overfits in more than its own epochs.
+
+    Args:
+        fresh: of `fresh_settings`.
+        going_on: start from the base run's reward model.
+        rankings: to train on.
+    """
+    rate, epochs = fresh["learning_rate"], fresh["epochs"]
     if going_on:
-        return (f"reward.learning_rate={rate:g}", "reward.epochs=2")
-    return (f"reward.learning_rate={rate:g}",) if went_on else ()
+        rate, epochs = (rate / 2, 2) if rankings >= _MANY else (rate / 4, 1)
+    return f"reward.learning_rate={rate:g}", f"reward.epochs={epochs:g}"
 
 
 def prepare_run(
@@ -180,7 +195,8 @@ def prepare_run(
         sha256 = fill(folder / SNAPSHOT, store, plan.events())
         write_heldout(folder / HELDOUT, plan.material.measured)
         job = job.model_copy(update={"snapshot_sha256": sha256})
-        new.write_json("summary.json", new.summary() | {"retraining": _origin(job)})
+        origin = _origin(job) | {"fresh": fresh_settings(plan.base, recipe_of(plan.base))}
+        new.write_json("summary.json", new.summary() | {"retraining": origin})
         job.save(folder)
         write_recipe(new, plan.recipe)
     except BaseException:

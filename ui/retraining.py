@@ -34,7 +34,8 @@ class Wishes:
         base: name of the run to start from.
         scope: how far to go.
         go_on: start from the base run's reward model, if it has one, and not from a copy of `sft`.
-        earlier: add the rankings that the base run's reward model was trained on.
+        earlier: add the rankings that the base run's reward model was trained on; None: where it
+            does not go on from that model, which knows them.
         heldout: train on votes on held-out prompts as well, which then measure nothing any more.
         fast: train on votes as well that came faster than anybody reads.
         overrides: `key=value` for the recipe.
@@ -46,7 +47,7 @@ class Wishes:
     base: str
     scope: Scope = "reward + PPO"
     go_on: bool = True
-    earlier: bool = True
+    earlier: bool | None = None
     votes: bool = True
     heldout: bool = False
     fast: bool = False

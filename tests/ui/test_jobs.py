@@ -1,47 +1,42 @@
-"""Retraining jobs on an engine without a model and a training without torch."""
+"""Retraining jobs: one at a time, cancelled, failed, decided on, and found again."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lora_rlhf.errors import ConfigError, UserError
+from lora_rlhf.errors import ConfigError
 from lora_rlhf.preferences.store import Store
-from lora_rlhf.recipe_io import load_recipe
 from lora_rlhf.runs import Run
-from tests.preferences.making import task, vote
-from tests.ui.training import TRAINING, Watched, base_run
-from ui.job import adopted_runs, is_offered, read_job
+from tests.ui.training import (
+    ROOMY,
+    TIGHT,
+    WISHES,
+    Watched,
+    base_run,
+    finished,
+    scripted_jobs,
+    twenty_votes,
+    wait,
+)
+from ui.job import Progress, adopted_runs, is_offered, read_job
 from ui.jobs import Jobs
 from ui.preparing import Memory
-from ui.retraining import TooLittle, Wishes
-
-ROOMY = Memory("a card", needs=1.0, usable=10.0, held=2.0)
-TIGHT = Memory("a card", needs=9.0, usable=10.0, held=2.0)
-WISHES = Wishes("quick", "reward")
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """A folder with one finished run, quick."""
-    base_run(tmp_path / "runs" / "quick")
-    return tmp_path / "runs"
+    return base_run(tmp_path / "runs" / "quick").path.parent
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Twenty votes of ana on prompts of the training pool."""
-    with Store.open(tmp_path / "votes.db") as opened:
-        for i in range(20):
-            made = task(prompt=f"prompt {i}", prompt_source=f"pool:train#{i}")
-            opened.add_many([made, vote(made)])
+    with twenty_votes(tmp_path / "votes.db") as opened:
         yield opened
 
 
@@ -50,186 +45,10 @@ def engine(runs: Path) -> Watched:
     return Watched(runs / "quick")
 
 
-Make = Callable[..., Jobs]
-
-
 @pytest.fixture
-def make(
-    runs: Path, store: Store, engine: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Make]:
-    """Jobs whose training is the script above."""
-    script = tmp_path / "training.py"
-    script.write_text(TRAINING)
-    made: list[Jobs] = []
-
-    def jobs(manner: str = "well", steps: int = 3, memory: Memory = ROOMY, **options: Any) -> Jobs:
-        def command(run: Path, only: str | None, force: bool) -> list[str]:
-            return [
-                sys.executable,
-                str(script),
-                str(run),
-                str(steps),
-                manner,
-                str(only),
-                str(force),
-            ]
-
-        monkeypatch.setattr("ui.jobs.command", command)
-        kept = {"predict": lambda recipe: memory, "look": 0.02, "grace": 0.3} | options
-        made.append(Jobs(kept.pop("engine", engine), store, runs, **kept))
-        return made[-1]
-
-    yield jobs
-    for each in made:
-        if each._training is not None:
-            each._training.kill()
-        each.close()
-
-
-def wait(jobs: Jobs, *states: str, seconds: float = 20.0) -> None:
-    ends_at = time.monotonic() + seconds
-    while jobs.job().state not in states:
-        assert time.monotonic() < ends_at, f"{jobs.job()}\n{jobs.log_tail()}"
-        time.sleep(0.01)
-
-
-def finished(jobs: Jobs, wishes: Wishes = WISHES) -> Jobs:
-    jobs.start("ana", wishes)
-    wait(jobs, "done", "failed")
-    return jobs
-
-
-# -- preparing ----------------------------------------------------------------------------------
-
-
-def test_a_new_run_holds_snapshot_recipe_and_a_complete_sft(make, runs, store) -> None:
-    job = finished(make()).job()
-    new = Run(runs / "quick-2")
-    assert (job.state, job.name, job.base, job.person) == ("done", "quick-2", "quick", "ana")
-    assert new.is_complete("sft")
-    assert new.summary()["sft"] == {"heldout_loss": 0.7}
-    old = Run(runs / "quick")
-    assert new.adapter("sft").joinpath("adapter_config.json").read_bytes() == (
-        old.adapter("sft").joinpath("adapter_config.json").read_bytes()
-    )
-    recipe = load_recipe(str(new.path / "recipe.yaml"), finished=("sft",))
-    assert recipe.name == "quick-2"
-    assert recipe.rank is None
-    assert recipe.data.rankings is not None
-    assert recipe.data.rankings.path == str((new.path / "rankings.db").absolute())
-    assert recipe.evaluate is not None
-    assert recipe.evaluate.expect_win_rate is None
-    with Store.open(new.path / "rankings.db", read_only=True) as snapshot:
-        assert [j.judgement.id for j in snapshot.judged()] == [
-            j.judgement.id for j in store.judged()
-        ]
-
-
-def test_the_snapshot_is_private_and_its_hash_is_recorded(make, runs) -> None:
-    import hashlib
-
-    job = finished(make()).job()
-    snapshot = runs / "quick-2" / "rankings.db"
-    assert snapshot.stat().st_mode & 0o077 == 0
-    assert job.snapshot_sha256 == hashlib.sha256(snapshot.read_bytes()).hexdigest()
-    summary = Run(runs / "quick-2").summary()
-    assert summary["retraining"]["rankings_sha256"] == job.snapshot_sha256
-    assert not list(runs.glob("quick-2/.*"))  # what it was filled in is gone
-
-
-def test_the_dry_run_names_the_snapshot_that_start_makes_and_makes_none(make, runs, store) -> None:
-    jobs = make()
-    plan = jobs.plan(WISHES)
-    promised = plan.snapshot_sha256(store)
-    assert sorted(path.name for path in runs.iterdir()) == ["quick"]
-    assert (plan.material.judgements, plan.material.prompts, plan.material.pairs) == (20, 20, 20)
-    finished(jobs)
-    assert jobs.job().snapshot_sha256 == promised
-
-
-def test_a_retracted_vote_is_not_in_the_snapshot(make, runs, store) -> None:
-    from lora_rlhf.preferences.events import Retract
-
-    gone = store.judged()[3].judgement
-    store.add(Retract(ref=gone.id, annotator="ana"))
-    finished(make())
-    with Store.open(runs / "quick-2" / "rankings.db", read_only=True) as snapshot:
-        assert len(snapshot.judged()) == 19
-        assert snapshot.judgement(gone.id) is None
-
-
-def test_overrides_reach_the_recipe_and_others_are_refused(make) -> None:
-    jobs = make()
-    plan = jobs.plan(Wishes("quick", "reward", overrides=("reward.epochs=3", "seed=7")))
-    assert plan.recipe.reward is not None
-    assert (plan.recipe.reward.epochs, plan.recipe.seed) == (3.0, 7)
-    for refused in (
-        "data.prompts={path: /etc/passwd}",
-        "base.model=somebody/model",
-        "lora.rank=64",
-        "tracker=wandb",
-        "sft=null",
-        "reward.start_from=/somewhere",
-        "reward",
-        "rank.judge=os:system",
-    ):
-        with pytest.raises(ConfigError, match="cannot be changed here"):
-            jobs.plan(Wishes("quick", overrides=(refused,)))
-    for judge in ("os:system", "'os:system'", '"os:system"'):
-        with pytest.raises(ConfigError, match="cannot name code to import"):
-            jobs.plan(Wishes("quick", overrides=(f"evaluate.judge={judge}",)))
-    with pytest.raises(ConfigError, match=r"reward\.epochz is not a field"):
-        jobs.plan(Wishes("quick", overrides=("reward.epochz=3",)))
-
-
-@pytest.mark.parametrize(
-    ("scope", "only", "sections"),
-    [
-        ("reward", "reward", ("sft", "reward", "ppo", "evaluate")),
-        ("reward + PPO", "None", ("sft", "reward", "ppo")),
-        ("reward + PPO + evaluate", "None", ("sft", "reward", "ppo", "evaluate")),
-    ],
-)
-def test_the_command_and_the_recipe_run_the_wanted_stages(
-    make, runs, scope, only, sections
-) -> None:
-    jobs = finished(make(), Wishes("quick", scope, force=True))
-    assert load_recipe(str(runs / "quick-2" / "recipe.yaml"), finished=["sft"]).stages == sections
-    assert jobs.log_tail().startswith(f"training {runs.absolute() / 'quick-2'} 3 well {only} True")
-
-
-def test_too_little_and_unknown_runs_are_refused_and_leave_nothing(runs, engine, tmp_path) -> None:
-    with Store.open(tmp_path / "empty.db") as empty:
-        jobs = Jobs(engine, empty, runs, predict=lambda recipe: ROOMY)
-        with pytest.raises(TooLittle, match="Rank answers to 4 more"):
-            jobs.start("ana", WISHES)
-        with pytest.raises(ConfigError, match=r"'\.\./quick' is not a run to start from"):
-            jobs.start("ana", Wishes("../quick"))
-        assert jobs.job().state == "none"
-        assert [path.name for path in runs.iterdir()] == ["quick"]
-
-
-def test_a_base_without_sft_is_refused_and_leaves_nothing(make, runs) -> None:
-    jobs = make()
-    os.unlink(runs / "quick" / "sft" / "adapter" / "adapter_config.json")
-    with pytest.raises(UserError, match="has no adapter sft to start from"):
-        jobs.start("ana", WISHES)
-    assert jobs.job().state == "none"
-    assert [path.name for path in runs.iterdir()] == ["quick"]
-
-
-def test_votes_on_held_out_prompts_measure_and_do_not_train(make, runs, store) -> None:
-    made = task(prompt="never seen", prompt_source="pool:heldout#3")
-    store.add_many([made, vote(made)])
-    finished(make())
-    with Store.open(runs / "quick-2" / "rankings.db", read_only=True) as snapshot:
-        assert made.prompt_sha256 not in {j.task.prompt_sha256 for j in snapshot.judged()}
-    prompts = [
-        json.loads(line)["prompt"][0]["content"]
-        for line in (runs / "quick-2" / "heldout.jsonl").read_text().splitlines()
-    ]
-    assert "never seen" in prompts
-    assert 1 < len(prompts) < 20  # and the held-out side of the split
+def make(runs, store, engine, tmp_path, monkeypatch) -> Iterator[Callable[..., Jobs]]:
+    with scripted_jobs(tmp_path, runs, store, engine, monkeypatch) as made:
+        yield made
 
 
 # -- training -----------------------------------------------------------------------------------
@@ -331,6 +150,7 @@ def test_a_cancelled_one_goes_on_in_the_same_run(make, runs) -> None:
     jobs.close()
     again = make(steps=2)
     again.resume("bob")
+    assert again.progress() == Progress()  # of the process that was cancelled, nothing is told
     wait(again, "done")
     assert (again.job().name, again.job().person) == ("quick-2", "bob")
     assert again.job().snapshot_sha256 == sha256

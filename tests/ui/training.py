@@ -1,10 +1,26 @@
 """A base run without a model, a training without torch, and an engine that notes its orders."""
 
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from lora_rlhf.preferences.store import Store
 from lora_rlhf.recipe_io import dump_recipe, recipe_from
 from lora_rlhf.runs import Run, write_atomically
+from tests.preferences.making import task, vote
 from tests.ui.fakes import FakeEngine
+from ui.jobs import Jobs
+from ui.preparing import Memory
+from ui.retraining import Wishes
+
+ROOMY = Memory("a card", needs=1.0, usable=10.0, held=2.0)
+TIGHT = Memory("a card", needs=9.0, usable=10.0, held=2.0)
+WISHES = Wishes("quick", "reward")
 
 # Stands for `lora-rlhf run`: takes the steps it is told to, and writes what a run writes.
 TRAINING = """
@@ -86,3 +102,54 @@ def base_run(path: Path) -> Run:
     run.finish_stage("sft", 36.0, sft={"heldout_loss": 0.7})
     run.finish_stage("reward", 80.0, reward={"prompts": 40})
     return run
+
+
+def wait(jobs: Jobs, *states: str, seconds: float = 60.0) -> None:
+    ends_at = time.monotonic() + seconds
+    while jobs.job().state not in states:
+        assert time.monotonic() < ends_at, f"{jobs.job()}\n{jobs.log_tail()}"
+        time.sleep(0.01)
+
+
+def finished(jobs: Jobs, wishes: Wishes = WISHES) -> Jobs:
+    jobs.start("ana", wishes)
+    wait(jobs, "done", "failed")
+    return jobs
+
+
+@contextmanager
+def twenty_votes(path: Path) -> Iterator[Store]:
+    """Of ana, on prompts of the training pool."""
+    with Store.open(path) as opened:
+        for i in range(20):
+            made = task(prompt=f"prompt {i}", prompt_source=f"pool:train#{i}")
+            opened.add_many([made, vote(made)])
+        yield opened
+
+
+@contextmanager
+def scripted_jobs(
+    folder: Path, runs: Path, store: Store, engine: FakeEngine, patch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Jobs]]:
+    """Makes jobs whose training is the script above; what still trains at the end is killed."""
+    script = folder / "training.py"
+    script.write_text(TRAINING)
+    made: list[Jobs] = []
+
+    def make(manner: str = "well", steps: int = 3, memory: Memory = ROOMY, **options: Any) -> Jobs:
+        def command(run: Path, only: str | None, force: bool) -> list[str]:
+            told = [str(run), str(steps), manner, str(only), str(force)]
+            return [sys.executable, str(script), *told]
+
+        patch.setattr("ui.jobs.command", command)
+        kept = {"predict": lambda recipe: memory, "look": 0.02, "grace": 0.3} | options
+        made.append(Jobs(kept.pop("engine", engine), store, runs, **kept))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for each in made:
+            if each._training is not None:
+                each._training.kill()
+            each.close()

@@ -90,11 +90,12 @@ def _panel(studio: Studio) -> list[Any]:
             elem_id="train-go-on",
         )
         earlier = gr.Checkbox(
-            True,
+            False,
             label="Add the earlier rankings",
-            info="those its reward model was trained on, if there are any",
+            info="those its reward model was trained on; a fresh one needs them",
             elem_id="train-earlier",
         )
+    go_on.change(lambda on: not on, go_on, earlier, show_progress="hidden")
     with gr.Accordion("More", open=False, elem_id="train-more"):
         heldout = gr.Checkbox(
             False,
