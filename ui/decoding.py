@@ -248,27 +248,24 @@ class Batch:
         self._must_stop = must_stop
         self._lock = threading.Lock()
         self._over = False
-        self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Decode; an error is kept for `raise_error`."""
+        """Decode.
+
+        Raises:
+            HardwareError: out of memory.
+        """
         try:
             for rows in self._alike():
                 self._decode(rows)
         except torch.cuda.OutOfMemoryError:
-            self._error = HardwareError(
+            raise HardwareError(
                 "The device has no memory left for this answer. Shorten the dialogue or the "
                 "length, or ask for fewer answers at once."
-            )
-        except BaseException as error:
-            self._error = error
-        with self._lock:
-            self._over = True
-
-    def raise_error(self) -> None:
-        """Raise what went wrong in `run`."""
-        if self._error is not None:
-            raise self._error
+            ) from None
+        finally:
+            with self._lock:
+                self._over = True
 
     def _alike(self) -> list[list[int]]:
         """Rows that share a Sampling; in practice all of them."""
@@ -320,8 +317,6 @@ class Batch:
             return "eos"
         if len(ids) >= line.ask.max_new_tokens:
             return "length"
-        if self._error is not None:
-            return "error"
         return "stopped" if self._over else None
 
 

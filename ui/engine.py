@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -279,17 +280,16 @@ class StudioEngine:
 
         closed = threading.Event()
         batch = decoder.batch(asks, must_stop)
-        worker = threading.Thread(target=batch.run, name="decode", daemon=True)
-        worker.start()
-        try:
-            while worker.is_alive():
-                worker.join(_YIELD_SECONDS)
-                yield batch.rows()
-            batch.raise_error()
-            yield decoder.judged(batch, self.registry)
-        finally:
-            closed.set()
-            worker.join()
+        with ThreadPoolExecutor(1, "decode") as pool:
+            work = pool.submit(batch.run)
+            try:
+                while not work.done():
+                    wait([work], _YIELD_SECONDS)
+                    yield batch.rows()
+                work.result()
+                yield decoder.judged(batch, self.registry)
+            finally:
+                closed.set()
 
     def score(
         self, items: Sequence[tuple[Messages, str]], adapter: str | None = None

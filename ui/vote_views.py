@@ -121,7 +121,8 @@ def people_html(numbers: Numbers) -> str:
         for head in ("judgements", "median time", "very fast")
     )
     return (
-        f'<table class="lr-table lr-people"><thead><tr><th scope="col">person</th>{heads}</tr></thead>'
+        '<table class="lr-table lr-people"><thead><tr><th scope="col">person</th>'
+        f"{heads}</tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )
 

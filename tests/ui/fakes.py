@@ -68,6 +68,10 @@ class FakeEngine:
     def reward_adapter(self) -> str | None:
         return [e.name for e in self._entries if e.role == "reward"][-1]
 
+    def answer(self, ask: Ask) -> str:
+        """The whole text that it will stream."""
+        return answer_of(ask, self.words)
+
     def stream(
         self,
         asks: Sequence[Ask],
@@ -80,7 +84,7 @@ class FakeEngine:
             if ask.adapter not in self.answerers():
                 raise ConfigError(f"No adapter {ask.adapter!r}.")
         self.asked += asks
-        texts = [answer_of(ask, self.words) for ask in asks]
+        texts = [self.answer(ask) for ask in asks]
         rows = [Row(ask.adapter) for ask in asks]
         for count in range(1, self.words + 1):
             if cancel.is_set():

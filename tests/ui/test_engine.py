@@ -77,7 +77,7 @@ def dialogue(runs: list[Run]) -> Dialogue:
 
 
 def decoding() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name == "decode"]
+    return [t.name for t in threading.enumerate() if t.name.startswith("decode")]
 
 
 def ask(adapter: str = POLICY, messages: Messages = PROMPTS[0], **more: Any) -> Ask:

@@ -10,6 +10,7 @@ from lora_rlhf.errors import UserError
 from ui.chatting import Talk, controls_of, edit, like, retry, send, undo
 from ui.people import Person, person_of
 from ui.studio import Studio
+from ui.tabs.parts import sampling_panel
 from ui.wiring import page_of, status_html, told
 
 
@@ -69,15 +70,7 @@ def build(studio: Studio) -> ChatTab:
         sender = gr.Button("Send", variant="primary", elem_id="chat-send", scale=1, min_width=90)
         stopper = gr.Button("Stop", elem_id="chat-stop", scale=1, min_width=90)
         clear = gr.Button("New", elem_id="chat-new", scale=1, min_width=90)
-    with gr.Accordion("Sampling", open=False, elem_id="chat-sampling"), gr.Row():
-        panel = [
-            gr.Slider(0.0, 2.0, facts.temperature, step=0.05, label="Temperature"),
-            gr.Slider(0.05, 1.0, 1.0, step=0.05, label="Top-p"),
-            gr.Slider(
-                1, facts.most_new_tokens, facts.default_new_tokens, step=1, label="Longest answer"
-            ),
-            gr.Number(None, precision=0, label="Seed (empty: a new one each time)"),
-        ]
+    panel = sampling_panel(facts, "chat-sampling")
     _wire(studio, talk, chatbot, status, box, [adapter, *panel], (sender, stopper, clear))
     return ChatTab(talk, adapter, other, compare)
 

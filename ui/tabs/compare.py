@@ -11,6 +11,7 @@ from ui.chatting import controls_of
 from ui.comparing import POOL, TYPED, Pane, Vote, ask_both, undo, vote
 from ui.people import person_of
 from ui.studio import Studio
+from ui.tabs.parts import sampling_panel
 from ui.wiring import page_of, status_html, told
 
 _BUTTONS: list[tuple[Vote, str, str]] = [
@@ -72,8 +73,28 @@ def build(studio: Studio) -> CompareTab:
         asker = gr.Button("Ask both", variant="primary", elem_id="cmp-next", scale=1, min_width=110)
         stopper = gr.Button("Stop", elem_id="cmp-stop", scale=1, min_width=90)
     prompt = gr.HTML(_prompt_html(""), elem_id="cmp-prompt")
+    answers, whose = _answer_cards()
+    status = gr.HTML(status_html(Pane().status), elem_id="cmp-status")
+    with gr.Row(elem_classes="votes", elem_id="cmp-votes"):
+        voters = [
+            gr.Button(label, elem_id=elem_id, interactive=False, min_width=64)
+            for _, label, elem_id in _BUTTONS
+        ]
+    with gr.Row(elem_classes="votes quiet"):
+        skip = gr.Button("S \u00b7 Skip", elem_id="cmp-skip", interactive=False, min_width=64)
+        back = gr.Button("U \u00b7 Undo", elem_id="cmp-undo", interactive=False, min_width=64)
+    panel = sampling_panel(facts, "cmp-sampling")
+    outputs = [pane, prompt, *answers, *whose, status, *voters, skip, back]
+    _wire(studio, outputs, (pane, client), (box, source, blind, first, second), panel)
+    asking = {"ask": asker, "stop": stopper}
+    _wire_asking(studio, outputs, asking, (box, source, blind, first, second), panel)
+    return CompareTab(outputs, first, second)
+
+
+def _answer_cards() -> tuple[list[gr.Markdown], list[gr.HTML]]:
+    """A and B: the answers, and who gave them."""
+    answers, whose = [], []
     with gr.Row(elem_id="cmp-answers", equal_height=True):
-        answers, whose = [], []
         for letter in ("A", "B"):
             with gr.Column(elem_classes="answer-card", min_width=280):
                 gr.HTML(f'<div class="letter" aria-hidden="true">{letter}</div>')
@@ -87,29 +108,7 @@ def build(studio: Studio) -> CompareTab:
                     )
                 )
                 whose.append(gr.HTML("", elem_id=f"cmp-facts-{letter.lower()}"))
-    status = gr.HTML(status_html(Pane().status), elem_id="cmp-status")
-    with gr.Row(elem_classes="votes", elem_id="cmp-votes"):
-        voters = [
-            gr.Button(label, elem_id=elem_id, interactive=False, min_width=64)
-            for _, label, elem_id in _BUTTONS
-        ]
-    with gr.Row(elem_classes="votes quiet"):
-        skip = gr.Button("S \u00b7 Skip", elem_id="cmp-skip", interactive=False, min_width=64)
-        back = gr.Button("U \u00b7 Undo", elem_id="cmp-undo", interactive=False, min_width=64)
-    with gr.Accordion("Sampling", open=False), gr.Row():
-        panel = [
-            gr.Slider(0.0, 2.0, facts.temperature, step=0.05, label="Temperature"),
-            gr.Slider(0.05, 1.0, 1.0, step=0.05, label="Top-p"),
-            gr.Slider(
-                1, facts.most_new_tokens, facts.default_new_tokens, step=1, label="Longest answer"
-            ),
-            gr.Number(None, precision=0, label="Seed (empty: a new one each time)"),
-        ]
-    outputs = [pane, prompt, *answers, *whose, status, *voters, skip, back]
-    _wire(studio, outputs, (pane, client), (box, source, blind, first, second), panel)
-    asking = {"ask": asker, "stop": stopper}
-    _wire_asking(studio, outputs, asking, (box, source, blind, first, second), panel)
-    return CompareTab(outputs, first, second)
+    return answers, whose
 
 
 def _wire(

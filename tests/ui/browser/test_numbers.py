@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 import time
 
 import pytest
@@ -22,7 +23,8 @@ REPEATS = 5
 def median_of(measure: list[float], what: str) -> float:
     """The middle one; all are printed, for whoever wants the figures (`pytest -s`)."""
     middle = statistics.median(measure)
-    print(json.dumps({what: [round(m, 3) for m in measure], "median": round(middle, 3)}))
+    figures = {what: [round(m, 3) for m in measure], "median": round(middle, 3)}
+    sys.stderr.write(json.dumps(figures) + "\n")
     return middle
 
 

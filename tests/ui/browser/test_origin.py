@@ -22,7 +22,7 @@ CORPUS = (
     f"<img src=x onerror='{MARK}'>",
     f"<svg onload='{MARK}'><circle/></svg>",
     f"<details open ontoggle='{MARK}'>x</details>",
-    f"<iframe srcdoc='<script>parent.__xss = true</script>'></iframe>",
+    "<iframe srcdoc='<script>parent.__xss = true</script>'></iframe>",
     f"<iframe src='javascript:parent.{MARK}'></iframe>",
     f"[a link](javascript:{MARK.replace(' ', '')})",
     f"![x](x' onerror='{MARK})",
