@@ -285,7 +285,7 @@ def _samples(path: Path, changed: int, size: int) -> tuple[Sample, ...]:
         cut = max(0, size - _MOST_BYTES)
         file.seek(cut)
         lines = file.read(_MOST_BYTES).split(b"\n")
-    found = (_sample(line) for line in lines[bool(cut) : -1])
+    found = (_sample(line) for line in lines[:-1])
     return tuple(sample for sample in found if sample is not None)
 
 

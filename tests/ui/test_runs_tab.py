@@ -182,7 +182,8 @@ def test_no_runs_say_how_to_make_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside", "/etc", "", ".", "..", None, 5, ["done"], {"run": "done"}, "done/ppo"]
+    "name",
+    ["../outside", "/etc", "", ".", "..", None, 5, ["done"], {"run": "done"}, "done/ppo", "./done"],
 )
 def test_only_listed_names_are_runs(runs: Path, name: Any) -> None:
     recipe(Run(runs.parent / "outside"))

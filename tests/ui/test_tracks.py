@@ -133,9 +133,10 @@ def test_a_resumed_stage_replaces_its_file(tmp_path: Path) -> None:
         run.append("sft/metrics.jsonl", record)
     file = MetricFile(run.path / "sft/metrics.jsonl").refresh()
     run.cut_lines_after("sft/metrics.jsonl", 4)
-    run.append("sft/metrics.jsonl", {"step": 5, "loss": 7.0})
+    for step in range(5, 20):  # longer than it was when it was last looked at
+        run.append("sft/metrics.jsonl", {"step": step, "loss": 7.0})
     file.refresh()
-    assert (file.lines, file.tracks["loss"].count, file.tracks["loss"].newest) == (5, 5, 7.0)
+    assert (file.lines, file.tracks["loss"].count, file.tracks["loss"].newest) == (19, 19, 7.0)
 
 
 def test_a_file_that_was_cut_in_place_is_read_again(tmp_path: Path) -> None:
