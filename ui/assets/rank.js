@@ -71,7 +71,7 @@ function send(outcome) {
   state.sent = true;
   draw();
   trigger("submit", {
-    order, outcome, flags: [...state.flags], note: state.note, keys: state.keys,
+    task: state.task, order, outcome, flags: [...state.flags], note: state.note, keys: state.keys,
     ms: Math.round(performance.now() - state.at),
     device: matchMedia("(pointer: coarse)").matches ? "mobile" : "desktop",
   });
