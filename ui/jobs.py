@@ -149,8 +149,12 @@ class Jobs:
             self._work(self._launch_and_watch)
             return self._job
 
-    def resume(self, person: str) -> Job:
+    def resume(self, person: str, force: bool = False) -> Job:
         """Go on with a retraining that was cancelled or has failed, from its last checkpoint.
+
+        Args:
+            person: who wants it.
+            force: go on to PPO though the reward model may be no better than a coin.
 
         Raises:
             UserError: there is none.
@@ -159,14 +163,10 @@ class Jobs:
             if self._job.state not in ("cancelled", "failed"):
                 raise ConfigError("There is no retraining that was stopped. Start one.")
             self._require_free()
-            fresh: dict[str, Any] = {
-                "state": "preparing",
-                "error": "",
-                "cancelling": False,
-                "exit_code": None,
-            }
-            fresh |= {"person": person, "started_at": time.time(), "ended_at": 0.0}
-            self._change(**fresh, pid=0, process_began="")
+            again = Job(state="preparing", person=person, started_at=time.time())
+            fields = ("state", "person", "started_at", "ended_at", "error", "cancelling")
+            fresh = again.model_dump(include={*fields, "exit_code", "pid", "process_began"})
+            self._change(**fresh, force=force or self._job.force)
             self._work(self._launch_and_watch)
             return self._job
 
@@ -195,6 +195,8 @@ class Jobs:
     def _launch_and_watch(self) -> None:
         try:
             self._release()
+            if self._closed.is_set():
+                return  # the next app says that it can go on
             only = "reward" if self._job.stages == ("reward",) else None
             line = command(self._folder.absolute(), only, self._job.force)
             training = Training.start(line, self._folder / LOG)

@@ -10,6 +10,7 @@ from ui.planning import Plan
 from ui.preparing import Memory
 from ui.retraining import removed_lines
 
+FORCE = "Go on to PPO though the reward model may be no better than a coin"
 _MOST_ADAPTERS = 12
 _TONES = {"done": "good", "adopted": "good", "failed": "bad"}
 
@@ -115,7 +116,7 @@ def job_sentence(job: Job, progress: Progress) -> tuple[str, str]:
         "running": _running(job, progress),
         "measuring": f"{name} is trained. Its reward model is being compared with the one before.",
         "done": f"{name} is trained. Adopt it to offer it to everybody, or discard it. {job.error}",
-        "failed": f"{name} has failed{_code(job)}: {job.error}",
+        "failed": f"{name} has failed{_code(job)}: {job.error}{_way_on(job)}",
         "cancelled": f"{name} was cancelled. It can go on from its last checkpoint.",
         "adopted": f"{name} is adopted: its adapters are in every picker.",
         "discarded": f"{name} is discarded. Its directory lies under .discarded beside the runs.",
@@ -134,6 +135,11 @@ def _running(job: Job, progress: Progress) -> str:
         f"{job.name} is being trained: stage {number} of {len(job.stages)}, "
         f"{progress.stage}.{paused}{stopping}"
     )
+
+
+def _way_on(job: Job) -> str:
+    """What the command line's --force is called here."""
+    return f" Here: More, {FORCE!r}, then Go on with it." if "--force" in job.error else ""
 
 
 def _code(job: Job) -> str:

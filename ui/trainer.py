@@ -125,14 +125,14 @@ def start(studio: Studio, person: Person, wishes: Wishes) -> View:
     return view(studio, person)
 
 
-def resume(studio: Studio, person: Person) -> View:
-    """Go on with what was cancelled or has failed.
+def resume(studio: Studio, person: Person, force: Any = False) -> View:
+    """Go on with what was cancelled or has failed; with force, past a weak reward model.
 
     Raises:
         UserError: no admin, or there is none.
     """
     require_admin(person, "Retraining")
-    studio.jobs.resume(person.name)
+    studio.jobs.resume(person.name, bool(force))
     return view(studio, person)
 
 

@@ -25,6 +25,7 @@ from tests.ui.training import (
 )
 from ui.job import Progress, adopted_runs, is_offered, read_job
 from ui.jobs import Jobs
+from ui.opening import newest
 from ui.preparing import Memory
 
 
@@ -227,6 +228,17 @@ def test_a_candidate_is_offered_to_nobody_until_it_is_adopted(make, engine, runs
     assert jobs.job().state == "adopted"
     with pytest.raises(ConfigError, match="no finished retraining to adopt"):
         jobs.adopt()
+
+
+def test_the_next_app_opens_what_was_adopted_and_no_candidate(make, runs) -> None:
+    jobs = make(steps=30)
+    jobs.start("ana", WISHES)
+    wait(jobs, "running")
+    assert [run.name for run in newest(runs)] == ["quick"]
+    wait(jobs, "done")
+    assert [run.name for run in newest(runs)] == ["quick"]
+    jobs.adopt()
+    assert [run.name for run in newest(runs)] == ["quick", "quick-2"]
 
 
 def test_discard_moves_the_run_and_its_name_is_not_used_again(make, engine, runs) -> None:

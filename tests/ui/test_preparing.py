@@ -230,6 +230,20 @@ def test_a_base_without_sft_is_refused_and_leaves_nothing(make, runs) -> None:
     assert [path.name for path in runs.iterdir()] == ["quick"]
 
 
+def test_what_is_trained_on_does_not_evaluate(make, engine, store) -> None:
+    """Of the 40 held-out prompts 3 are trained on, by choice; the recipe asks for 256."""
+    for prompt in engine.pool("heldout")[:3]:
+        text = prompt.messages[0]["content"]
+        made = task(prompt=text, prompt_source=prompt.source)
+        store.add_many([made, vote(made)])
+    scope = "reward + PPO + evaluate"
+    clean = make().plan(Wishes("quick", scope)).recipe.evaluate
+    mixed = make().plan(Wishes("quick", scope, heldout=True)).recipe.evaluate
+    assert clean is not None
+    assert mixed is not None
+    assert (clean.prompts, mixed.prompts) == (256, 37)
+
+
 def test_votes_on_held_out_prompts_measure_and_do_not_train(make, runs, store) -> None:
     made = task(prompt="never seen", prompt_source="pool:heldout#3")
     store.add_many([made, vote(made)])

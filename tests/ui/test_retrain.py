@@ -18,6 +18,7 @@ from ui.measuring import BeforeAfter, Share
 from ui.people import NotAllowed, Person
 from ui.preparing import Memory
 from ui.retrain_views import (
+    FORCE,
     job_sentence,
     memory_sentence,
     plan_html,
@@ -78,7 +79,7 @@ def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
 
 
 def wait(studio: Studio, *states: str) -> None:
-    ends_at = time.monotonic() + 20
+    ends_at = time.monotonic() + 60
     while studio.jobs.job().state not in states:
         assert time.monotonic() < ends_at, studio.jobs.job()
         time.sleep(0.01)
@@ -221,6 +222,19 @@ def test_a_failure_shows_reason_code_and_log(studio) -> None:
     assert now.status == "quick-2 has failed with exit code 2: the loss is not finite"
     assert now.tone == "bad"
     assert now.log.endswith("<b>Traceback</b>\n")  # goes into a text box, not into markup
+
+
+def test_a_weak_reward_model_is_gone_on_from_by_force_alone(studio) -> None:
+    (studio.runs_dir.parent / "manner").write_text("2 fails")
+    start(studio, ADMIN, WISHES)
+    wait(studio, "failed")
+    assert not studio.jobs.job().force
+    weak = studio.jobs.job().model_copy(update={"error": "a coin. Or pass --force to go on."})
+    assert job_sentence(weak, Progress())[0].endswith(f"Here: More, {FORCE!r}, then Go on with it.")
+    (studio.runs_dir.parent / "manner").write_text("2 well")
+    resume(studio, ADMIN, True)
+    wait(studio, "done")
+    assert studio.jobs.job().force
 
 
 def test_a_forged_decision_is_refused(studio) -> None:

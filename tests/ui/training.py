@@ -1,5 +1,6 @@
 """A base run without a model, a training without torch, and an engine that notes its orders."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +100,9 @@ def base_run(path: Path) -> Run:
     write_atomically(run.path / "recipe.yaml", dump_recipe(recipe))
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         write_atomically(run.adapter("sft") / file, "{}")
+    fingerprint = {"weights": "w", "quantization": "nf4", "template": "t", "model": "builtin:tiny"}
+    made_on = json.dumps({"fingerprint": fingerprint})
+    write_atomically(run.adapter("sft") / "lora_rlhf.json", made_on)
     run.finish_stage("sft", 36.0, sft={"heldout_loss": 0.7})
     run.finish_stage("reward", 80.0, reward={"prompts": 40})
     return run

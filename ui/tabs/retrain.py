@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ui.people import Person, person_of
+from ui.retrain_views import FORCE
 from ui.retraining import SCOPES
 from ui.studio import Studio
 from ui.trainer import (
@@ -23,6 +24,7 @@ from ui.trainer import (
 from ui.wiring import status_html, told
 
 _LOOK_SECONDS = 1.5
+_FORCE = 6  # place in the panel
 _EMPTY_PLAN = '<p class="hint">The dry run shows what would be trained on. It changes nothing.</p>'
 
 
@@ -60,13 +62,13 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     shown = [status, result, log, timer, starter, canceller, resumer, adopter, discarder]
     actions: list[tuple[gr.Button, Callable[[Studio, Person], View]]] = [
         (canceller, cancel),
-        (resumer, resume),
         (adopter, adopt),
         (discarder, discard),
         (no, view),
     ]
     _wire_planning(studio, panel, plan, (looker, starter, yes), sure, shown)
     _wire_actions(studio, actions, sure, shown)
+    _wire_resuming(studio, resumer, panel[_FORCE], shown)
     _wire_looks(studio, tab, timer, everything, panel[0], shown)
 
 
@@ -110,7 +112,7 @@ def _panel(studio: Studio) -> list[Any]:
         )
         force = gr.Checkbox(
             False,
-            label="Go on to PPO though the reward model may be no better than a coin",
+            label=FORCE,
             info="with few rankings its accuracy is known badly",
             elem_id="train-force",
         )
@@ -184,6 +186,15 @@ def _wire_actions(
 
     for button, act in actions:
         button.click(handler(act), None, [sure, *shown])
+
+
+def _wire_resuming(
+    studio: Studio, resumer: gr.Button, force: gr.Checkbox, shown: list[Any]
+) -> None:
+    def on_resume(wanted: Any, request: gr.Request) -> Any:
+        return updates(resume(studio, person_of(request), wanted))
+
+    resumer.click(told(on_resume), force, shown)
 
 
 def _wire_looks(
