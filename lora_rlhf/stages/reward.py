@@ -125,6 +125,9 @@ def describe_rankings(session: Session) -> dict[str, object]:
     facts: dict[str, object] = {"rankings": name_of(source)}
     if source.path is None:
         return facts
+    if Path(source.path).is_relative_to(session.run.path):
+        # A run says the same wherever it lies.
+        facts["rankings"] = str(Path(source.path).relative_to(session.run.path))
     if is_store(source.path):
         with Store.open(source.path, create=False, read_only=True) as store:
             facts["rankings_digest"] = store.digest()

@@ -591,8 +591,7 @@ def test_markup_of_models_and_people_is_escaped_where_html_is_made(
 
 
 def test_a_prompt_of_several_turns_is_shown_with_its_speakers(studio: Studio, ana: Person) -> None:
-    first = whole_turn("One?")
-    second = whole_turn("Two?")
+    first, second = whole_turn("One?"), whole_turn("Two?")
     assert second.ask is not None
     messages = (*user("One?"), {"role": "assistant", "content": "Hello there."}, *user("Two?"))
     second = replace(second, ask=replace(second.ask, messages=messages))

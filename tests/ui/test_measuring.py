@@ -125,7 +125,7 @@ def test_pairs_of_one_prompt_count_as_one_observation() -> None:
     values = np.array([row[0] for row in rows.values()])
     wald = 1.96 * values.std(ddof=1) / math.sqrt(40)
     half = (clustered.high - clustered.low) / 2
-    assert half == pytest.approx(wald, rel=0.15)  # Student's quantile and the added half
+    assert half == pytest.approx(wald, rel=0.15)  # reason: Student's quantile, the added half
     assert (alone.high - alone.low) / 2 < 0.5 * half
 
 
