@@ -126,9 +126,7 @@ def _midnight(now: float) -> float:
 
 
 def _is_fast(judged: Judged) -> bool:
-    return "fast" in judged.judgement.flags or (
-        judged.judgement.outcome != "skip" and is_too_fast(judged.task, judged.judgement)
-    )
+    return is_too_fast(judged.task, judged.judgement)
 
 
 def _is_markable(judged: Judged) -> bool:
