@@ -134,6 +134,12 @@ class Asked:
         """A parameter of the address; of several, the one that Gradio takes."""
         return QueryParams(self.scope["query_string"]).get(name)
 
+    @property
+    def is_picture(self) -> bool:
+        """Asked for as a picture: an answer may hold one whose address is such as /logout."""
+        wanted = self.headers.get("accept", "").startswith("image/")
+        return wanted or self.headers.get("sec-fetch-dest") == "image"
+
     def is_from_own_machine(self) -> bool:
         """No proxy, no network: somebody who sits at this machine, or came to it by ssh."""
         proxied = any(name.startswith(_PROXIES) for name, _ in self.scope["headers"])

@@ -97,6 +97,8 @@ class Guard:
         self._check_host(asked)
         route, parts = route_of(asked.method, asked.path)
         self._check_origin(asked)
+        if asked.is_picture and not route.fixed:
+            raise Refused(403, "That is no picture.")
         answer.route = route
         if asked.foreign:
             return receive
