@@ -68,6 +68,7 @@ class Answer:
         self._asked, self._send = asked, send
         self._start: Message | None = None  # of the page, until its scripts are known
         self._page = b""
+        self._is_open = False
 
     async def send(self, message: Message) -> None:
         """Send on one message of ASGI."""
@@ -86,7 +87,13 @@ class Answer:
             await self._send(self._start)
             self._start = None
             message = {**message, "body": self._page}
+        self._is_open = message["type"] == "http.response.start" or message.get("more_body", False)
         await self._send(message)
+
+    async def finish(self) -> None:
+        """End what was begun, where it was cut off."""
+        if self._is_open:
+            await self.send({"type": "http.response.body", "body": b""})
 
     def _dress(self, headers: MutableHeaders, status: int) -> None:
         cross_origin = {name for name in headers if name.startswith("access-control-")}

@@ -70,6 +70,11 @@ class Guard:
         # Without logins, a new cookie is a new person: all of one address share a wider bucket.
         self._calls_of_peer = Bucket(8 * burst, 8 * rate)
         self._sessions = Owned()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End every stream that is open; called in the loop that serves them."""
+        self._stopping.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let Gradio answer."""
@@ -90,7 +95,9 @@ class Guard:
             return
         else:
             app = HTMLResponse(asked.bounce()) if asked.foreign else self.app
-            await app(asked.scope, receive, answer.send)
+            await app(asked.scope, self._until_stopped(receive), answer.send)
+            if self._stopping.is_set():
+                await answer.finish()
 
     async def _admit(self, asked: Asked, answer: Answer, receive: Receive) -> Receive:
         """Check everything, cheapest first; returns what Gradio reads the body from."""
@@ -120,6 +127,21 @@ class Guard:
         if "file" in parts:
             self._check_file(parts["file"])
         return receive
+
+    def _until_stopped(self, receive: Receive) -> Receive:
+        """What tells Gradio's streams, which would go on, that nobody listens any more."""
+
+        async def receive_or_stop() -> Message:
+            arriving = asyncio.ensure_future(receive())
+            stopping = asyncio.ensure_future(self._stopping.wait())
+            try:
+                await asyncio.wait((arriving, stopping), return_when=asyncio.FIRST_COMPLETED)
+                return arriving.result() if arriving.done() else {"type": "http.disconnect"}
+            finally:
+                arriving.cancel()
+                stopping.cancel()
+
+        return receive_or_stop
 
     def _check_host(self, asked: Asked) -> None:
         hosts = asked.headers.getlist("host")

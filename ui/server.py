@@ -146,13 +146,14 @@ class Running:
     _thread: threading.Thread
     _loop: asyncio.AbstractEventLoop
     _gradio: Any
+    _guard: Guard
     _files: Path
 
     def stop(self) -> None:
         """Take no more calls, and end the streams that are open."""
         self._blocks._queue.close()
         self._blocks.is_running = False
-        self._loop.call_soon_threadsafe(self._gradio.stop_event.set)  # ends Gradio's heartbeats
+        self._loop.call_soon_threadsafe(self._guard.stop)
         self._server.should_exit = True
 
     def close(self) -> None:
@@ -207,7 +208,9 @@ def start(
         shutil.rmtree(files, ignore_errors=True)
         raise
     port = int(listening.getsockname()[1])
-    return Running(_url(settings.host, port), port, blocks, server, thread, loops[0], gradio, files)
+    return Running(
+        _url(settings.host, port), port, blocks, server, thread, loops[0], gradio, guarded, files
+    )
 
 
 def _mounted(

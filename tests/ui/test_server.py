@@ -239,10 +239,10 @@ def test_it_stops_when_it_is_told_also_in_mid_stream(
             client.stream("GET", "/gradio_api/heartbeat/abc") as heartbeat,
             client.stream("GET", "/gradio_api/queue/data?session_hash=abc") as stream,
         ):
-            next(heartbeat.iter_lines())
-            for line in stream.iter_lines():
-                if "process_generating" in line:
-                    break
+            # Both are kept: an iterator that is let go closes its connection.
+            beats, lines = heartbeat.iter_lines(), stream.iter_lines()
+            next(beats)
+            assert any("process_generating" in line for line in lines)
             start_of_end = time.perf_counter()
             process.send_signal(number)
             assert process.wait(90) == code
@@ -251,6 +251,7 @@ def test_it_stops_when_it_is_told_also_in_mid_stream(
     rest = process.stdout.read()
     assert "studio closed" in rest
     assert "Traceback" not in rest
+    assert "Cancel" not in rest, "a stream had to be cut off"
     assert "secret" not in said + rest
     assert ("Stopped." in rest) is (code == 130)
 
