@@ -31,7 +31,7 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-def test_a_refusal_shows_what_was_typed_as_text(visit: Visit, refusing: Served) -> None:
+def test_a_refusal_shows_what_was_typed_as_text(refusing: Served, visit: Visit) -> None:
     me = visit(refusing)
     # The chat shows the question, too: without its handlers, and its picture is not there.
     me.heard.expected += ["inline event handler", "404"]
