@@ -285,7 +285,10 @@ class StudioEngine:
             try:
                 while not work.done():
                     wait([work], _YIELD_SECONDS)
-                    yield batch.rows()
+                    rows = batch.rows()
+                    # Whoever sees whole answers may judge them, and a judgement keeps their scores.
+                    if any(row.finish is None for row in rows):
+                        yield rows
                 work.result()
                 yield decoder.judged(batch, self.registry)
             finally:

@@ -115,7 +115,7 @@ def enter(browser: Browser, served: Served, who: str = "", **context: Any) -> Vi
     if who:
         answer = fresh.request.post("login", form={"username": who, "password": PASSWORDS[who]})
         assert answer.ok, answer.text()
-    return Visitor(fresh.new_page(), heard, served)
+    return Visitor(fresh.new_page(), heard, served, since=served.studio.store.version())
 
 
 @pytest.fixture

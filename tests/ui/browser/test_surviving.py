@@ -73,7 +73,9 @@ def test_a_restart_in_the_middle_loses_nothing(
             "ERR_INCOMPLETE",
             "Failed to fetch",
             "network error",
+            "Server stopped unexpectedly",
         ]
+        old = me.page.evaluate("window.gradio_config.app_id")
         began = time.monotonic()
         stop(served)
         assert time.monotonic() - began < LONGEST_STOP
