@@ -165,8 +165,9 @@ def check_before_training(session: Session, todo: list[str]) -> None:
     problems = [p for p in found if p.kind != "leak"]
     if problems:
         raise DataError(describe(problems))
-    if recipe.reward is not None and recipe.reward.start_from is not None and "reward" in todo:
-        require_adapter(Path(recipe.reward.start_from).expanduser(), "reward.start_from")
+    for stage, section in (("reward", recipe.reward), ("ppo", recipe.ppo)):
+        if section is not None and section.start_from is not None and stage in todo:
+            require_adapter(Path(section.start_from).expanduser(), f"{stage}.start_from")
     for settings in (recipe.rank, recipe.evaluate):
         if settings is not None and settings.judge is not None:
             find_judge(settings.judge)
@@ -248,15 +249,17 @@ def stage_rows(
     value, double = "", 1
     if recipe.ppo is not None and recipe.ppo.value == "adapter":
         value, double = " + value from reward", 2
-    start = "copy of sft + head"
+    start, policy = "copy of sft + head", "copy of sft"
     if recipe.reward is not None and recipe.reward.start_from is not None:
         start = "an earlier reward"
+    if recipe.ppo is not None and recipe.ppo.start_from is not None:
+        policy = "an earlier policy"
     reads = "rank" if recipe.rank is not None else "rankings"
     of = {
         "sft": ("sft", "fresh LoRA", trainable),
         "rank": ("", "answers of sft", 0),
         "reward": ("reward", f"{start}; {reads}", trainable),
-        "ppo": ("policy", f"copy of sft{value}", double * trainable),
+        "ppo": ("policy", f"{policy}{value}", double * trainable),
         "evaluate": ("", "held-out prompts", 0),
     }
     rows = {s: display.StageRow(s, *of[s], memory_gib=gib.get(s)) for s in recipe.stages}

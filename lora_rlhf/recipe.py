@@ -234,6 +234,8 @@ class Ppo(Optimizer):
     checkpoint_every: Count = 5
     keep: Literal["best", "last"] = "best"
     """best: the round with the highest score minus kl_coef * KL on the fixed prompts."""
+    start_from: str | None = None
+    """Directory of a policy adapter to go on from, held to the same `sft`; unset: a copy of it."""
     random_reward: bool = False
     """A control: the score is noise drawn from the response's own text, not the reward model."""
 

@@ -5,12 +5,12 @@
 1. ranks answers of the run's policy to training prompts, K at a time (the Rank tab), as a noisy
    human would: the judge's utility plus Gumbel noise that leaves so much agreement with the judge;
 2. retrains reward model and policy, each arm in its turn (the Retrain tab), and adopts the result:
-     votes     goes on from the reward model there is, with the new rankings alone
-     all       a fresh reward model from the new and the earlier rankings
-     control   a fresh reward model from the earlier rankings alone, with another seed: what an
-               arm gains over this is what the votes were worth
-3. compares each new policy with the old one on held-out prompts (the Compare tab, blind), once as
-   the judge without noise and once as the noisy labeler;
+     votes     the reward model goes on with the new rankings, then the policy by it
+     control   the policy goes on as long, by the reward model as it was: what an arm gains over
+               this is what the votes were worth
+     fresh     a fresh reward model from the new and the earlier rankings, and a fresh policy
+3. compares each new policy with the old one, and with the control's, on held-out prompts (the
+   Compare tab, blind), once as the judge without noise and once as the noisy labeler;
 4. prints win rates with their 95 % intervals, and writes them to --report.
 
 Everything goes through the store, and a loop that was stopped goes on where it was. The seed is of
@@ -56,19 +56,15 @@ _SCOPE: Scope = "reward + PPO"
 
 def arms_of(base: str, seed: int) -> dict[str, Wishes]:
     """What is trained, by name."""
-    fresh = Wishes(base, _SCOPE, go_on=False, earlier=True, force=True)
+    wishes = Wishes(base, _SCOPE, earlier=False, force=True, overrides=(f"seed={seed}",))
+    # The rankings it knows, for the shortest time, in steps too small to move a score.
+    still = ("reward.epochs=0.01", "reward.learning_rate=1e-12")
     return {
-        "votes": Wishes(base, _SCOPE, go_on=True, earlier=False, force=True),
-        "all": fresh,
-        "control": Wishes(
-            base,
-            _SCOPE,
-            go_on=False,
-            earlier=True,
-            votes=False,
-            force=True,
-            overrides=(f"seed={seed + 1}",),
+        "votes": wishes,
+        "control": replace(
+            wishes, votes=False, earlier=True, overrides=(*wishes.overrides, *still)
         ),
+        "fresh": replace(wishes, go_on=False, earlier=True),
     }
 
 
@@ -140,15 +136,24 @@ class Loop:
         self.keep(runs=made | {arm: job.name}, accuracies=accuracies)
         return job.name
 
-    def contest(self, arm: str, new: str, count: int, tell: Tell) -> None:
-        """Compare a new policy with the old one, without noise and with it, and keep the rates."""
+    def contest(self, new: str, old: str, count: int, tell: Tell) -> None:
+        """Compare the policies of two arms, without noise and with it, and keep the rates.
+
+        Args:
+            new: name of the arm.
+            old: of the other; "old": the run that all started from.
+            count: of comparisons, each on a prompt of its own.
+            tell: hears of progress.
+        """
         rates = self.found.get("win_rates", {})
+        runs = {"old": self.base} | self.found["runs"]
         most = min(count, len(self.studio.engine.pool("heldout")))
         for manner, noise in (("judge", 0.0), ("labeler", self.found["noise"])):
-            person = f"{manner}-of-{new}"
-            policies = f"{new}/policy", f"{self.base}/policy"
-            self.labeler(person, noise).compare(*policies, most, f"{arm}: {manner}", tell)
-            rates[f"{arm}, {manner}"] = self.rate(person, f"{new}/policy")
+            title = f"{new} against {old}, {manner}"
+            person = title.replace(" ", "-").replace(",", "")
+            policies = f"{runs[new]}/policy", f"{runs[old]}/policy"
+            self.labeler(person, noise).compare(*policies, most, title, tell)
+            rates[title] = self.rate(person, policies[0])
             self.keep(win_rates=rates)
 
     def rate(self, person: str, new: str) -> Json:
@@ -177,7 +182,7 @@ Run = Annotated[str, typer.Option(help="To start from: its name, or its director
 Rankings = Annotated[int, typer.Option(min=1, help="Of its policy's answers.")]
 Answers = Annotated[int, typer.Option(min=2, max=9, help="K of each ranking.")]
 Comparisons = Annotated[int, typer.Option(min=2, help="Each; at most the held-out prompts.")]
-ArmNames = Annotated[str, typer.Option(help="Of votes, all and control, with commas.")]
+ArmNames = Annotated[str, typer.Option(help="Of votes, control and fresh, with commas.")]
 Overrides = Annotated[str, typer.Option(help="key=value for the recipe of every arm.")]
 JudgeName = Annotated[str, typer.Option(help="builtin:gold, vader, or package.module:function.")]
 Agreement = Annotated[float, typer.Option(min=0.51, max=1.0, help="Of labeler and judge.")]
@@ -189,7 +194,7 @@ def main(
     rankings: Rankings = 300,
     answers: Answers = 4,
     comparisons: Comparisons = 300,
-    arms: ArmNames = "votes,all,control",
+    arms: ArmNames = "votes,control",
     overrides: Overrides = "",
     judge: JudgeName = "builtin:gold",
     agreement: Agreement = 0.75,
@@ -218,8 +223,11 @@ def main(
                 for name in chosen:
                     wishes = wanted[name]
                     more = (*shlex.split(overrides), *wishes.overrides)
-                    new = loop.train(name, replace(wishes, overrides=more), tell)
-                    loop.contest(name, new, comparisons, tell)
+                    loop.train(name, replace(wishes, overrides=more), tell)
+                    loop.contest(name, "old", comparisons, tell)
+                for name in chosen:
+                    if name != "control" and "control" in chosen:
+                        loop.contest(name, "control", comparisons, tell)
         finally:
             studio.close()
     except UserError as error:
@@ -261,7 +269,7 @@ def _show(console: Console, found: Json) -> None:
     for arm, result in found.get("accuracies", {}).items():
         cells = [_interval(result, key) for key in ("before", "after", "change")]
         accuracies.add_row(arm, *cells)
-    rates = Table("arm, judged by", "win rate of the new policy", "prompts", "ties")
+    rates = Table("policies, judged by", "win rate of the first", "prompts", "ties")
     for name, rate in found.get("win_rates", {}).items():
         low, high = rate["ci"]
         said = f"{rate['win_rate']:.1%} ({low:.1%} to {high:.1%})"

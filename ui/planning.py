@@ -74,13 +74,13 @@ class Plan:
         """
         old = recipe_of(base)
         chosen = choose(store.judged(), wishes, heldout_keys)
-        wanted = wishes.earlier if wishes.earlier is not None else not goes_on(base, wishes)
+        is_fresh = "reward" not in goes_on(base, wishes)
+        wanted = wishes.earlier if wishes.earlier is not None else is_fresh
         earlier = earlier_events(base, old) if wanted else []
         material = count(chosen, rankings_in(earlier), old.data.heldout_fraction)
         name = new_name(runs_dir, base.name)
-        going_on = goes_on(base, wishes)
         rankings = material.judgements + material.earlier
-        defaults = reward_settings(fresh_settings(base, old), going_on, rankings)
+        defaults = reward_settings(fresh_settings(base, old), not is_fresh, rankings)
         if old.evaluate is not None and wishes.heldout:
             # What is trained on does not evaluate.
             trained_on = {j.task.prompt_sha256 for j in chosen.kept}

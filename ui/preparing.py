@@ -21,13 +21,15 @@ from lora_rlhf.runs import Run, write_atomically
 from ui.retraining import Wishes
 
 SNAPSHOT = "rankings.db"
-BEFORE = "reward_before"  # the copy of a reward adapter that the new one goes on from
+# Copies of the adapters that new ones go on from: the base run may be gone by then.
+BEFORE = {"reward": "reward_before", "policy": "policy_before"}
 DISCARDED = ".discarded"  # under runs/; no list shows what begins with a dot
 _NUMBERED = re.compile(r"(.+)-\d+")
 _RECIPE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # What the copied `sft` and the snapshot do not depend on. Paths, hub ids, trackers and judges of
 # one's own would let a page read files, reach the network, or import code.
 _OPEN_SECTIONS = ("reward", "ppo", "evaluate")
+_SECTION_OF = {"reward": "reward", "policy": "ppo"}
 _OPEN_FIELDS = ("seed", "base.micro_batch_tokens", "base.gradient_checkpointing")
 
 
@@ -80,8 +82,11 @@ def retraining_recipe(
         changes.append(f"name={folder.name}")
     if old.reward is None:
         changes.append("reward={}")
-    start = json.dumps(str((folder / BEFORE).absolute())) if goes_on(base, wishes) else "null"
-    changes.append(f"reward.start_from={start}")
+    going_on = goes_on(base, wishes)
+    for role, section in _SECTION_OF.items():
+        if section == "reward" or old.ppo is not None:
+            start = str((folder / BEFORE[role]).absolute()) if role in going_on else None
+            changes.append(f"{section}.start_from={json.dumps(start)}")
     if old.evaluate is not None:
         # That promise was made for the recipe's own data.
         changes.append("evaluate.expect_win_rate=null")
@@ -99,16 +104,17 @@ def retraining_recipe(
     return recipe
 
 
-def goes_on(base: Run, wishes: Wishes) -> bool:
-    """Whether the new reward model starts as a copy of the base run's."""
-    return wishes.go_on and "reward" in base.adapters()
+def goes_on(base: Run, wishes: Wishes) -> tuple[str, ...]:
+    """Roles whose new adapter starts as a copy of the base run's."""
+    there = base.adapters()
+    return tuple(role for role in BEFORE if role in there) if wishes.go_on else ()
 
 
 def _require_open(override: str, old: Recipe) -> None:
     key, _, value = override.partition("=")
     key = key.strip()
     section, _, field = key.partition(".")
-    is_open = section in _OPEN_SECTIONS and field and key != "reward.start_from"
+    is_open = section in _OPEN_SECTIONS and field and field != "start_from"
     if key not in _OPEN_FIELDS and not is_open:
         raise ConfigError(
             f"{override!r} cannot be changed here. Allowed: fields of reward, ppo and evaluate "
@@ -210,13 +216,13 @@ def _resident() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def copy_adapters(base: Run, new: Run, with_reward: bool) -> None:
+def copy_adapters(base: Run, new: Run, going_on: Sequence[str]) -> None:
     """Put the base run's `sft` into the new run, complete, so that it starts with the rewards.
 
     Args:
         base: the run to start from.
         new: the run that is made.
-        with_reward: copy the reward adapter to go on from, too.
+        going_on: roles whose adapters are copied, too, to go on from.
 
     Raises:
         CheckpointError: the base run has none.
@@ -224,8 +230,8 @@ def copy_adapters(base: Run, new: Run, with_reward: bool) -> None:
     if "sft" not in base.adapters():
         raise CheckpointError(f"{base.path} has no adapter sft to start from. Choose another run.")
     shutil.copytree(base.adapter("sft"), new.adapter("sft"))
-    if with_reward:
-        shutil.copytree(base.adapter("reward"), new.path / BEFORE)
+    for role in going_on:
+        shutil.copytree(base.adapter(role), new.path / BEFORE[role])
     summary = base.summary()
     new.finish_stage("sft", summary.get("seconds", {}).get("sft", 0.0), sft=summary.get("sft", {}))
 

@@ -62,12 +62,8 @@ def _material_rows(plan: Plan) -> Iterator[tuple[str, str]]:
 def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     recipe = plan.recipe
     assert recipe.reward is not None
-    start = "a copy of sft" if recipe.reward.start_from is None else f"{plan.base.name}/reward"
-    yield (
-        "Reward model",
-        f"goes on from {start}" if recipe.reward.start_from else "starts as a copy of sft",
-    )
     reward = recipe.reward
+    yield "Reward model", _start_of(plan, reward.start_from, "reward")
     yield (
         "Its training",
         f"epochs {reward.epochs:g}, prompts a step {reward.batch_size}, learning rate "
@@ -77,7 +73,8 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         ppo = recipe.ppo
         yield (
             "PPO",
-            f"{ppo.steps} rounds of {ppo.batch_size} answers, KL coefficient {ppo.kl_coef:g}",
+            f"{_start_of(plan, ppo.start_from, 'policy')}, {ppo.steps} rounds of "
+            f"{ppo.batch_size} answers, KL coefficient {ppo.kl_coef:g}",
         )
     if "evaluate" in plan.wishes.stages and recipe.evaluate is not None:
         evaluate = recipe.evaluate
@@ -90,6 +87,12 @@ def _training_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         if seconds is None
         else f"about {short_time(seconds)}, as {plan.base.name} took",
     )
+
+
+def _start_of(plan: Plan, start_from: str | None, role: str) -> str:
+    if start_from is None:
+        return "starts as a copy of sft"
+    return f"goes on from {plan.base.name}/{role}"
 
 
 def memory_sentence(memory: Memory) -> str:

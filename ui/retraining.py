@@ -33,7 +33,8 @@ class Wishes:
     Attributes:
         base: name of the run to start from.
         scope: how far to go.
-        go_on: start from the base run's reward model, if it has one, and not from a copy of `sft`.
+        go_on: start from the base run's reward model and policy, where it has them, and not from
+            copies of `sft`.
         earlier: add the rankings that the base run's reward model was trained on; None: where it
             does not go on from that model, which knows them.
         heldout: train on votes on held-out prompts as well, which then measure nothing any more.

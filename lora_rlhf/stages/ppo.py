@@ -47,6 +47,7 @@ from lora_rlhf.training.rollout import (
     with_known_end,
 )
 from lora_rlhf.training.session import Session
+from lora_rlhf.training.starting import start_adapter
 
 _SHOWN = 4  # fixed prompts whose answers are kept as samples
 _LOOK = -1  # the "step" that seeds the fixed prompts' sampling, the same at every look
@@ -151,10 +152,10 @@ def _require_reward_model(session: Session, settings: Ppo) -> None:
 
 
 def _make_trainer(session: Session, settings: Ppo) -> PpoTrainer:
-    """Copy `policy` from `sft` and `value` from `reward`, and put the trainer together."""
+    """Start `policy`, copy `value` from `reward`, and put the trainer together."""
     recipe, backbone = session.recipe, session.backbone
     adapters = backbone.adapters
-    adapters.copy("sft", "policy")
+    start_adapter(session, "policy", "sft", settings.start_from)
     adapters.heads.pop("value", None)  # of an earlier run on this backbone
     if settings.value == "adapter":
         adapters.copy("reward" if "reward" in adapters.heads else "sft", "value")

@@ -12,7 +12,7 @@ from lora_rlhf.data.readers import name_of
 from lora_rlhf.data.records import Ranking, prompt_key
 from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.data.splits import deduplicate, leak_check, split_rankings
-from lora_rlhf.errors import CheckpointError, DataError
+from lora_rlhf.errors import DataError
 from lora_rlhf.losses.outputs import LossOutput, merge
 from lora_rlhf.losses.reward import ranking_loss
 from lora_rlhf.preferences.store import Store
@@ -29,6 +29,7 @@ from lora_rlhf.training.reward_report import (
 )
 from lora_rlhf.training.rollout import score_answers, score_forward
 from lora_rlhf.training.session import Session
+from lora_rlhf.training.starting import start_adapter
 
 Judged = dict[tuple[str, ...], tuple[float, ...]]
 _HELDOUT = 256  # held-out prompts whose loss is followed during training
@@ -76,17 +77,9 @@ def begin(session: Session) -> None:
     """
     settings, adapters = session.recipe.reward, session.backbone.adapters
     assert settings is not None
+    start_adapter(session, "reward", "sft", settings.start_from)
     if settings.start_from is None:
-        adapters.copy("sft", "reward")
         adapters.add_head("reward", seed=session.recipe.seed)
-        return
-    adapters.load("reward", Path(settings.start_from).expanduser())
-    if "reward" not in adapters.heads:
-        raise CheckpointError(
-            f"reward.start_from: {settings.start_from} has no scalar head, so it is no reward "
-            f"adapter. Give the reward/adapter of a run."
-        )
-    adapters.parents["reward"] = "reward"
 
 
 # -- data ---------------------------------------------------------------------------------------

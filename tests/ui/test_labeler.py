@@ -146,19 +146,19 @@ def test_the_whole_loop_makes_runs_votes_and_rates_and_goes_on_where_it_was(
     wishes = arms_of("quick", 0)["votes"]
     name = first.train("votes", wishes, silent)
     assert name == "quick-2"
-    first.contest("votes", name, 7, silent)
+    first.contest("votes", "old", 7, silent)
     found = json.loads(report.read_text())
     assert found["runs"] == {"votes": "quick-2"}
     assert found["accuracies"]["votes"]["after_adapter"] == "quick-2/reward"
     for manner in ("judge", "labeler"):
-        rate = found["win_rates"][f"votes, {manner}"]
+        rate = found["win_rates"][f"votes against old, {manner}"]
         assert rate["wins"] + rate["losses"] + rate["ties"] == 7
         assert rate["ci"][0] < rate["win_rate"] < rate["ci"][1]
     before = studio.store.version()
     again = loop()
     again.rank(6, 3, 0.75, silent)
     assert again.train("votes", wishes, silent) == "quick-2"
-    again.contest("votes", "quick-2", 7, silent)
+    again.contest("votes", "old", 7, silent)
     assert studio.store.version() == before
 
 
@@ -185,14 +185,17 @@ def _by(studio: Studio, prompt: str, text: str) -> str:
     return next(a.adapter for a in reversed(engine.asked) if answer_of(a, engine.words) == text)
 
 
-def test_the_control_trains_on_no_votes_and_with_another_seed() -> None:
+def test_the_control_goes_on_as_long_without_votes_by_the_reward_model_as_it_was() -> None:
     arms = arms_of("quick", 4)
-    assert not arms["control"].votes
-    assert arms["control"].overrides == ("seed=5",)
-    assert arms["votes"].votes
-    assert not arms["votes"].earlier
-    assert arms["all"].earlier
-    assert not arms["all"].go_on
+    votes, control, fresh = arms["votes"], arms["control"], arms["fresh"]
+    assert (votes.votes, votes.earlier, votes.go_on) == (True, False, True)
+    assert (control.votes, control.earlier, control.go_on) == (False, True, True)
+    assert (fresh.votes, fresh.earlier, fresh.go_on) == (True, True, False)
+    assert control.scope == votes.scope
+    assert set(control.overrides) - set(votes.overrides) == {
+        "reward.epochs=0.01",
+        "reward.learning_rate=1e-12",
+    }
 
 
 def test_an_unknown_arm_is_refused(tmp_path) -> None:
@@ -202,7 +205,7 @@ def test_an_unknown_arm_is_refused(tmp_path) -> None:
     call = ["--run", "quick", "--runs-dir", str(tmp_path), "--arms", "everything"]
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 2
-    assert "Allowed: any of votes, all, control" in " ".join(result.output.split())
+    assert "Allowed: any of votes, control, fresh" in " ".join(result.output.split())
     result = CliRunner().invoke(app, ["--run", "none", *call[2:]])
     assert result.exit_code == 2
     assert "none is not a run" in " ".join(result.output.split())

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -114,6 +115,7 @@ def test_overrides_reach_the_recipe_and_others_are_refused(make) -> None:
         "tracker=wandb",
         "sft=null",
         "reward.start_from=/somewhere",
+        "ppo.start_from=/somewhere",
         "reward",
         "rank.judge=os:system",
     ):
@@ -162,6 +164,26 @@ def test_it_goes_on_from_a_copy_of_the_reward_model_more_gently(make, runs, stor
     # Twenty rankings: a quarter of the default 1e-4, once over them.
     assert (recipe.reward.learning_rate, recipe.reward.epochs) == (pytest.approx(2.5e-5), 1.0)
     assert jobs.job().earlier == 0  # that model knows them
+
+
+def test_the_policy_goes_on_too_unless_all_begins_anew(make, runs, store) -> None:
+    with_reward(runs, store)
+    shutil.rmtree(runs / "quick" / "ppo", ignore_errors=True)
+    alone = make().plan(Wishes("quick")).recipe.ppo
+    assert alone is not None
+    assert alone.start_from is None
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        write_atomically(runs / "quick" / "ppo" / "adapter" / file, f'{{"of": "{file}"}}')
+    jobs = finished(make())
+    recipe = load_recipe(str(runs / "quick-2" / "recipe.yaml"), finished=("sft",))
+    assert recipe.ppo is not None
+    copy = runs.absolute() / "quick-2" / "policy_before"
+    assert recipe.ppo.start_from == str(copy)
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (copy / file).read_text() == f'{{"of": "{file}"}}'
+    anew = jobs.plan(Wishes("quick", go_on=False)).recipe.ppo
+    assert anew is not None
+    assert anew.start_from is None
 
 
 def test_going_on_again_is_as_gentle_as_the_first_time(make, runs, store) -> None:

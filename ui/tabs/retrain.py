@@ -87,7 +87,7 @@ def _panel(studio: Studio) -> list[Any]:
     with gr.Row(elem_classes="toolbar"):
         go_on = gr.Checkbox(
             True,
-            label="Go on from its reward model",
+            label="Go on from its reward model and policy",
             info="quick, and a few rankings are enough; else a fresh one learns all anew",
             elem_id="train-go-on",
         )
