@@ -2,9 +2,11 @@
 # make ui:         the app over the runs there are: chat, compare, rank, retrain
 # make test:       install with the development tools, lint, type check, tests
 # make lint:       ruff and mypy alone
+# WORKERS=8 make test  runs the tests in so many processes (2)
 # PYTHON=python3.12 make test chooses the interpreter of a new .venv.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -13,7 +15,7 @@ PINS := pyproject.toml constraints.txt
 .PHONY: help quickstart ui test lint clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
 quickstart: $(VENV)/.installed
 	@$(BIN)/lora-rlhf run quickstart
@@ -23,7 +25,7 @@ ui: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	@echo "pytest"
-	@$(BIN)/python -m pytest -q --slow $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q --slow -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	@echo "ruff, mypy"
