@@ -80,7 +80,7 @@ def test_the_width_check_sees_what_is_too_wide(me: Visitor) -> None:
 def assert_targets(buttons: Locator, least: int) -> None:
     sizes = buttons.evaluate_all(
         "nodes => nodes.filter(n => n.checkVisibility()).map(n => [n.innerText, n.offsetWidth,"
-        " n.offsetHeight, n.scrollWidth - n.clientWidth])"
+        " n.offsetHeight, n.innerText ? n.scrollWidth - n.clientWidth : 0])"
     )
     assert len(sizes) >= least
     small = [s for s in sizes if s[1] < TARGET or s[2] < TARGET or s[3] > 0]
@@ -93,6 +93,7 @@ def test_a_finger_hits_every_control_of_a_judgement(visit: Visit, fake: Served) 
     me.at("#cmp-box textarea").fill("Tell of the moon.")
     me.at("#cmp-next").tap()
     expect(me.at("#cmp-a")).to_be_enabled()
+    assert_targets(me.page.get_by_role("tab"), len(TABS))  # none is behind a menu of the rest
     assert_targets(me.at(".votes button"), 8)
     assert_targets(me.at(".composer button, #studio-shortcuts"), 3)
     me.at("#cmp-tie").tap()
@@ -102,6 +103,9 @@ def test_a_finger_hits_every_control_of_a_judgement(visit: Visit, fake: Served) 
     me.at('.rk-card[data-letter="B"]').tap()
     me.at('.rk-action[data-key="F"]').tap()
     assert_targets(me.at(".rk-action, .rk-chip, .rk-card, .rk-flags label"), 20)
+    me.tab("Chat")
+    me.chat("Tell of the sun.")
+    assert_targets(me.at("#chat-log").get_by_role("button"), 7)
 
 
 def test_whoever_tabs_sees_where_they_are(visit: Visit, fake: Served) -> None:
