@@ -115,7 +115,7 @@ def _wire(
     def on_stop(request: gr.Request) -> None:
         studio.stop(person_of(request).name, f"chat/{page_of(request)}")
 
-    gr.on(
+    sending = gr.on(
         [box.submit, sender.click],
         told(on_send),
         [talk, box, *panel],
@@ -124,14 +124,16 @@ def _wire(
         concurrency_limit=None,
     )
     streaming: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None}
-    chatbot.retry(told(on_retry), [talk, *panel], shown, **streaming)
-    chatbot.edit(told(on_edit), [talk, *panel], shown, **streaming)
+    retrying = chatbot.retry(told(on_retry), [talk, *panel], shown, **streaming)
+    editing = chatbot.edit(told(on_edit), [talk, *panel], shown, **streaming)
     at_once: dict[str, Any] = {"show_progress": "hidden", "queue": False}
     chatbot.undo(told(on_undo), [talk], shown, **at_once)
     chatbot.like(told(on_like), [talk], [talk, chatbot, status], **streaming)
     stopper.click(told(on_stop), **at_once)
-    clear.click(lambda: _updates(Talk(status="A new dialogue."), ""), None, shown, **at_once)
-    chatbot.clear(lambda: _updates(Talk(status="A new dialogue.")), None, shown, **at_once)
+    # Else the answer that is being written would bring the old dialogue back.
+    for begin in (clear.click, chatbot.clear):
+        left = begin(None, cancels=[sending, retrying, editing], queue=False)
+        left.then(lambda: _updates(Talk(status="A new dialogue.")), None, shown, **at_once)
 
 
 def _liked(

@@ -137,6 +137,28 @@ def test_retry_undo_and_edit(me: Visitor, fake: Served) -> None:
     expect(bots).to_have_count(0)
 
 
+def test_a_new_dialogue_ends_the_answer_of_the_old_one_and_keeps_what_is_typed(
+    me: Visitor,
+) -> None:
+    me.new_dialogue()
+    engine = me.served.engine
+    engine.seconds_a_word, engine.words = 0.05, 400
+    ended = len(engine.ended)
+    me.chat("Tell of the storm.", until_done=False)
+    expect(me.page.get_by_test_id("bot").last).to_contain_text("the")
+    me.at("#chat-box textarea").fill("What I ask next")
+    me.new_dialogue()
+    expect(me.page.get_by_test_id("bot")).to_have_count(0)
+    wait_until(lambda: len(engine.ended) > ended, "the end of the old answer")
+    me.page.wait_for_timeout(500)
+    expect(me.page.get_by_test_id("bot")).to_have_count(0)
+    expect(me.at("#chat-box textarea")).to_have_value("What I ask next")
+    engine.seconds_a_word, engine.words = 0.0, 12
+    me.at("#chat-box textarea").press("Enter")
+    expect(me.page.get_by_test_id("user")).to_have_text("What I ask next")
+    expect(me.at("#chat-status")).to_contain_text("12 tokens")
+
+
 def test_an_answer_is_compared_with_another_ones(me: Visitor) -> None:
     me.new_dialogue()
     me.chat("Tell of the sailor.")
