@@ -42,6 +42,7 @@ LAYERS = {
     "lora_rlhf.report": 3,
     "lora_rlhf.doctor": 3,
     "lora_rlhf.training": 3,
+    "lora_rlhf.evaluation": 3,
     "lora_rlhf.chat": 3,
     "lora_rlhf.stages": 4,
     "lora_rlhf.pipeline": 5,
