@@ -189,11 +189,13 @@ function draw() {
   }
   host.replaceChildren();
   const top = el("div", "rk-top");
-  top.append(el("span", "rk-tally", data.tally || ""), el("span", "rk-ready", data.task ? `${data.ready} more ready` : ""));
+  // What lay ready when this was drawn; more is made meanwhile, so that none is not worth telling.
+  const ready = data.task && data.ready ? `${data.ready} more ready` : "";
+  top.append(el("span", "rk-tally", data.tally || ""), el("span", "rk-ready", ready));
   host.append(top);
   if (data.task) {
     host.append(el("div", "prompt", data.prompt, { id: "rank-prompt" }), strip());
-    const cards = el("div", "rk-cards");
+    const cards = el("div", data.answers.length === 4 ? "rk-cards rk-four" : "rk-cards");
     for (const answer of data.answers) cards.append(card(answer));
     host.append(cards);
   } else {
