@@ -168,7 +168,7 @@ def check_before_training(session: Session, todo: list[str]) -> None:
     for stage, section in (("reward", recipe.reward), ("ppo", recipe.ppo)):
         if section is not None and section.start_from is not None and stage in todo:
             require_adapter(Path(section.start_from).expanduser(), f"{stage}.start_from")
-    for settings in (recipe.rank, recipe.evaluate):
+    for settings in (recipe.rank, recipe.ppo, recipe.evaluate):
         if settings is not None and settings.judge is not None:
             find_judge(settings.judge)
     if recipe.evaluate is not None and "evaluate" in todo:

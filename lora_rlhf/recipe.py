@@ -238,6 +238,16 @@ class Ppo(Optimizer):
     """Directory of a policy adapter to go on from, held to the same `sft`; unset: a copy of it."""
     random_reward: bool = False
     """A control: the score is noise drawn from the response's own text, not the reward model."""
+    judge: str | None = None
+    """A bound: the score is a judge's, as in rank, not the reward model; unset: the adapter."""
+    keep_policies_every: Count | None = None
+    """Keep the policy adapter of every so many rounds under ppo/policies; unset: none."""
+
+    @model_validator(mode="after")
+    def _one_score(self) -> "Ppo":
+        if self.random_reward and self.judge is not None:
+            raise ValueError("random_reward and judge exclude each other. Give one of them")
+        return self
 
     @model_validator(mode="after")
     def _minibatches_divide_the_batch(self) -> "Ppo":

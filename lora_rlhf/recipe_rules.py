@@ -182,8 +182,9 @@ def reward_needs_one_source_of_rankings(recipe: Recipe, done: Collection[str]) -
 
 
 def ppo_needs_a_score(recipe: Recipe, done: Collection[str]) -> Iterator[Problem]:
-    """PPO maximises the reward adapter's score, or the noise of a control."""
-    if recipe.ppo and not recipe.ppo.random_reward and not _has_reward(recipe, done):
+    """PPO maximises the reward adapter's score, a judge's, or the noise of a control."""
+    ppo = recipe.ppo
+    if ppo and not (ppo.random_reward or ppo.judge or _has_reward(recipe, done)):
         yield (
             ("ppo",),
             "ppo needs the adapter reward. Add a reward section, or name a run that has finished "
@@ -261,7 +262,7 @@ def adaptive_kl_can_move(recipe: Recipe, done: Collection[str]) -> Iterator[Prob
 
 def judges_can_be_named(recipe: Recipe, done: Collection[str]) -> Iterator[Problem]:
     """A judge is built in, or a function that can be imported."""
-    for stage in ("rank", "evaluate"):
+    for stage in ("rank", "ppo", "evaluate"):
         judge = getattr(getattr(recipe, stage), "judge", None)
         if judge is None or judge in JUDGES:
             if judge == "vader" and importlib.util.find_spec("vaderSentiment") is None:

@@ -102,6 +102,15 @@ class Run:
         roles = ("sft", "reward", "policy", "value")
         return [r for r in roles if (self.adapter(r) / "adapter_config.json").exists()]
 
+    def kept_policy(self, step: int) -> Path:
+        """Where the policy of a round lies that `ppo.keep_policies_every` keeps."""
+        return self.path / "ppo" / "policies" / f"step-{step:06d}"
+
+    def kept_policies(self) -> dict[int, Path]:
+        """Those that there are, by round."""
+        found = sorted(self.path.glob("ppo/policies/step-*/adapter_config.json"))
+        return {int(file.parent.name.removeprefix("step-")): file.parent for file in found}
+
     # -- status ---------------------------------------------------------------------------------
 
     def status(self) -> Json:

@@ -360,8 +360,11 @@ def test_the_rules_lean_on_what_the_run_has_finished() -> None:
 
 
 def test_a_control_needs_no_reward() -> None:
-    recipe = parse(SFT, "ppo.random_reward=true")
-    assert recipe.stages == ("sft", "ppo")
+    for control in ("ppo.random_reward=true", "ppo.judge=builtin:gold"):
+        assert parse(SFT, control).stages == ("sft", "ppo")
+    both = refusal(SFT, "ppo.random_reward=true", "ppo.judge=builtin:gold")
+    assert "random_reward and judge exclude each other" in both
+    assert "ppo.judge is gold" in refusal(SFT, "ppo.judge=gold")
 
 
 # -- finding ------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,16 +35,11 @@ from lora_rlhf.training.material import (
     training_prompts,
 )
 from lora_rlhf.training.metrics import MetricLog
+from lora_rlhf.training.order import batch_of_prompts, take
 from lora_rlhf.training.ppo import PpoTrainer, PtxBatch, row_seed
 from lora_rlhf.training.reward_report import coin_warning, tells_answers_apart
-from lora_rlhf.training.rollout import (
-    adapter_logprobs,
-    map_rows,
-    sample,
-    score_forward,
-    to_sequences,
-    with_known_end,
-)
+from lora_rlhf.training.rollout import adapter_logprobs, sample, to_sequences
+from lora_rlhf.training.scoring import judge_scorer, reward_scorer
 from lora_rlhf.training.session import Session
 from lora_rlhf.training.starting import start_adapter
 
@@ -71,7 +65,7 @@ def run(session: Session) -> None:
             f"ppo.batch_size is {settings.batch_size}, but there are only {len(prompts)} training "
             f"prompts. Lower it, or give more prompts in data.prompts."
         )
-    trainer = _make_trainer(session, settings)
+    trainer = _make_trainer(session, settings, prompts)
     log = session.metrics("ppo")
     best, reason = _rounds(session, settings, trainer, prompts, log)
     if settings.keep == "best":
@@ -122,6 +116,8 @@ def _rounds(
             now.stopped = runaway(settings, metrics, now.start_length)
             if done % settings.sample_every == 0 or done == settings.steps:
                 now.best = _look(session, trainer, prompts, done, now.best)
+            if _is_kept(settings, done):
+                _keep(session, trainer, done)
             if done % settings.checkpoint_every == 0 or steps.interrupted:
                 now.save(session, trainer)
             shown = {k: metrics[f"rollout/{k}"] for k in ("score", "kl")}
@@ -139,8 +135,8 @@ def _rounds(
 
 def _require_reward_model(session: Session, settings: Ppo) -> None:
     adapters = session.backbone.adapters
-    if settings.random_reward:
-        return  # a control reads no reward model
+    if settings.random_reward or settings.judge is not None:
+        return  # neither reads the reward model
     if "reward" not in adapters.heads:
         raise CheckpointError(
             f"ppo: {session.run.path} has no reward model at reward/adapter. Add a reward section "
@@ -151,7 +147,7 @@ def _require_reward_model(session: Session, settings: Ppo) -> None:
         raise CheckpointError(coin_warning(report))
 
 
-def _make_trainer(session: Session, settings: Ppo) -> PpoTrainer:
+def _make_trainer(session: Session, settings: Ppo, prompts: list[TokenisedPrompt]) -> PpoTrainer:
     """Start `policy`, copy `value` from `reward`, and put the trainer together."""
     recipe, backbone = session.recipe, session.backbone
     adapters = backbone.adapters
@@ -168,28 +164,19 @@ def _make_trainer(session: Session, settings: Ppo) -> PpoTrainer:
         settings=settings,
         sampling=Sampling(recipe.data.max_response_tokens, settings.temperature),
         budget=session.budget,
-        score=_scorer(session, settings),
+        score=_scorer(session, settings, prompts),
         seed=recipe.seed,
         ptx=_ptx_batches(session, settings),
         rollout_rows=session.rollout_rows,
     )
 
 
-def _scorer(session: Session, settings: Ppo) -> Scorer:
-    backbone = session.backbone
+def _scorer(session: Session, settings: Ppo, prompts: list[TokenisedPrompt]) -> Scorer:
     if settings.random_reward:
         return lambda sequences: random_scores(sequences, session.recipe.seed)
-    head = backbone.adapters.heads["reward"]
-
-    def score(sequences: Sequences) -> Tensor:
-        known = with_known_end(backbone, sequences)
-        with backbone.adapters.use("reward"):
-            (scores,) = map_rows(
-                known, session.budget.tokens, lambda s: (score_forward(backbone, s, head),)
-            )
-        return scores
-
-    return score
+    if settings.judge is not None:
+        return judge_scorer(session, settings.judge, prompts)
+    return reward_scorer(session)
 
 
 def _ptx_batches(session: Session, settings: Ppo) -> PtxBatch | None:
@@ -212,33 +199,6 @@ def _ptx_batches(session: Session, settings: Ppo) -> PtxBatch | None:
         return as_sequences(backbone, take(items, size, session.recipe.seed + 1, index))
 
     return batch
-
-
-def batch_of_prompts(
-    prompts: list[TokenisedPrompt], size: int, seed: int, step: int
-) -> list[TokenisedPrompt]:
-    """The prompts of a round, drawn without replacement until all have been used."""
-    return take(prompts, size, seed, step)
-
-
-def take(items: list[Any], size: int, seed: int, index: int) -> list[Any]:
-    """Batch number `index` of an endless pass over items, reshuffled each time around."""
-    chosen = []
-    for position in range(index * size, (index + 1) * size):
-        epoch, offset = divmod(position, len(items))
-        chosen.append(items[_permutation(len(items), seed, epoch)[offset]])
-    return chosen
-
-
-_PERMUTATIONS: dict[tuple[int, int, int], list[int]] = {}
-
-
-def _permutation(count: int, seed: int, epoch: int) -> list[int]:
-    key = (count, seed, epoch)
-    if key not in _PERMUTATIONS:
-        generator = torch.Generator().manual_seed(row_seed(seed, count, epoch))
-        _PERMUTATIONS[key] = torch.randperm(count, generator=generator).tolist()
-    return _PERMUTATIONS[key]
 
 
 # -- looking ------------------------------------------------------------------------------------
@@ -369,6 +329,18 @@ def runaway(settings: Ppo, metrics: dict[str, float], start_length: float) -> st
 
 
 # -- results ------------------------------------------------------------------------------------
+
+
+def _is_kept(settings: Ppo, step: int) -> bool:
+    every = settings.keep_policies_every
+    return every is not None and (step % every == 0 or step == settings.steps)
+
+
+def _keep(session: Session, trainer: PpoTrainer, step: int) -> None:
+    """Save the policy as it is after a round, beside the one that the run ends with."""
+    with _ema_in_place(trainer):
+        path = session.run.kept_policy(step)
+        session.backbone.adapters.save("policy", path, role="policy", stage="ppo")
 
 
 def _save(session: Session, trainer: PpoTrainer) -> None:

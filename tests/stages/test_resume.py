@@ -371,8 +371,8 @@ def test_a_score_that_is_no_number_stops_ppo_before_it_moves(
 ):
     scorer = ppo._scorer
 
-    def broken(session, settings):
-        score = scorer(session, settings)
+    def broken(*given):
+        score = scorer(*given)
         return lambda sequences: score(sequences) * torch.nan
 
     monkeypatch.setattr(ppo, "_scorer", broken)

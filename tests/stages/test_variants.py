@@ -262,6 +262,49 @@ def test_a_control_needs_no_reward_model(trained, tmp_path):
     assert lines[0]["rollout/kl"] == 0.0
 
 
+def test_a_judge_takes_the_place_of_the_reward_model_in_units_of_sft(trained, tmp_path):
+    """Longer answers are better: the scores are lengths in words, shifted and scaled once."""
+    recipe = small_recipe(
+        trained.directory,
+        "ppo.judge=tests.stages.test_variants:count_words",
+        "ppo.sample_prompts=30",
+        "reward=null",
+    )
+    backbone = Backbone.load(recipe.base)
+    backbone.adapters.load("sft", trained.run.adapter("sft"))
+    made = session(recipe, tmp_path, backbone)
+    prompts = ppo.training_prompts(made)
+    score = ppo._scorer(made, recipe.ppo, prompts)
+    texts = ["one", "one two three", "one two three four five six seven"]
+    form = backbone.format
+    rows = make_sequences(
+        [ids for ids, _ in prompts[:3]], [form.response_ids(t) for t in texts], form.pad_id
+    )
+    one, three, seven = score(rows).tolist()
+    assert (seven - one) / (three - one) == pytest.approx(3.0, rel=1e-5)
+    assert torch.equal(ppo._scorer(made, recipe.ppo, prompts)(rows), score(rows))
+    ppo.run(made)
+    first = finite(made.run)[0]
+    assert first["rollout/kl"] == 0.0
+    # Eight answers of sft, whose scores have mean 0 and spread 1: 4 standard errors.
+    assert abs(first["rollout/score"]) < 4 / math.sqrt(8)
+
+
+def count_words(prompt, response):
+    assert prompt
+    return float(len(response.split()))
+
+
+def test_policies_of_chosen_rounds_are_kept(trained, tmp_path):
+    run = trained.ppo(tmp_path, "ppo.keep_policies_every=2", "ppo.steps=3", "ppo.keep=last")
+    kept = run.kept_policies()
+    assert list(kept) == [2, 3]
+    second, third = ((path / "adapter_model.safetensors").read_bytes() for path in kept.values())
+    assert second != third
+    assert third == (run.adapter("policy") / "adapter_model.safetensors").read_bytes()
+    assert trained.ppo(tmp_path / "none", "ppo.steps=1").kept_policies() == {}
+
+
 def test_a2c_is_one_step_a_round_with_nothing_clipped(trained, tmp_path):
     run = trained.ppo(
         tmp_path,
@@ -354,8 +397,8 @@ def test_every_shape_of_adapter_goes_through_all_stages(tmp_path, overrides, min
 def test_a_look_whose_score_is_no_number_is_never_the_best(trained, tmp_path):
     """NaN compares as false with everything: written as `<=`, it would replace the best."""
     made = session(small_recipe(trained.directory), tmp_path, trained.backbone)
-    trainer = ppo._make_trainer(made, made.recipe.ppo)
     prompts = ppo.training_prompts(made)
+    trainer = ppo._make_trainer(made, made.recipe.ppo, prompts)
     first = ppo._look(made, trainer, prompts, 0, ppo.Best())
     assert first.step == 0
     trainer.score = lambda sequences: torch.full((len(sequences),), torch.nan)

@@ -14,10 +14,11 @@ from lora_rlhf.model.generation import Answer
 from lora_rlhf.preferences.judges import noise_for_agreement
 from lora_rlhf.recipe import Ppo
 from lora_rlhf.stages.evaluate import Arm, bootstrap_mean, compare, distinct_2
-from lora_rlhf.stages.ppo import batch_of_prompts, runaway, take
+from lora_rlhf.stages.ppo import runaway
 from lora_rlhf.stages.rank import noisy_ranking
 from lora_rlhf.training.experience import final_scores, random_scores, to_experience
 from lora_rlhf.training.offline import epoch_order
+from lora_rlhf.training.order import batch_of_prompts, take
 from lora_rlhf.training.ppo import row_seed
 from lora_rlhf.training.reward_report import (
     accuracy_by_margin,
