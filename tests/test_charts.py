@@ -2,7 +2,10 @@
 
 import itertools
 import math
+import random
 import re
+import statistics
+import time
 
 import pytest
 from hypothesis import given
@@ -84,6 +87,30 @@ def test_smoothing_is_a_moving_average() -> None:
     assert smoothed(line)[50] == (50.0, 150.0)
     spike = [(float(i), 11.0 if i == 50 else 0.0) for i in range(100)]
     assert [y for _, y in smoothed(spike)[44:57]] == [0.0] + [1.0] * 11 + [0.0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 9, 10, 11, 57, 100, 101, 459])
+def test_every_window_is_the_mean_of_its_own_points(count: int) -> None:
+    noise = random.Random(count)
+    values = [noise.uniform(-1, 1) for _ in range(count)]
+    half = max(2, count // 20)
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(count)]
+    found = [y for _, y in smoothed(list(enumerate(values)))]
+    # 1e-12: rounding of at most 47 additions of numbers below 1.
+    assert found == pytest.approx([statistics.fmean(w) for w in windows], abs=1e-12)
+
+
+def test_a_huge_value_does_not_spoil_what_comes_after_it() -> None:
+    values = [(i, 1e30 if i == 10 else 0.5) for i in range(200)]
+    assert smoothed(values)[100][1] == 0.5
+
+
+def test_smoothing_a_long_run_takes_no_time() -> None:
+    """Its cost grew with the square of the points: 70 s for these."""
+    points = [(i, float(i % 7)) for i in range(100_000)]
+    started = time.process_time()
+    smoothed(points)
+    assert time.process_time() - started < 3.0
 
 
 def test_references_are_drawn_only_where_they_help() -> None:
