@@ -90,7 +90,7 @@ def _wire_compare(
         [tabs, *compare_tab.outputs],
         show_progress="hidden",
         concurrency_limit=None,
-    )
+    ).then(None, js="() => window.studio.shown('cmp')")
     app.load(told(on_load), None, compare_tab.outputs, show_progress="hidden")
 
 

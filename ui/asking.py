@@ -59,6 +59,8 @@ class Row:
         kl: nats, log p(answer) under its adapter minus that under `sft`; None without `sft`.
         logprob: nats of the whole answer under its adapter, at the temperature of training.
         rm_adapter: whose score it is.
+        score_unit: of `score`, in log-odds of being preferred: what the model's head was divided by
+            when it was normalised.
         dropped: old turns left out for the prompt limit.
     """
 
@@ -70,6 +72,7 @@ class Row:
     kl: float | None = None
     logprob: float | None = None
     rm_adapter: str | None = None
+    score_unit: float = 1.0
     dropped: int = 0
 
 

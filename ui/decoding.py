@@ -152,8 +152,10 @@ class Decoder:
         responses = [batch.lines[i].stream.ids for i in whole]
         if reward is not None:
             scores = self._scores(reward, prompts, responses)
+            unit = 1.0 / float(self.backbone.adapters.heads[self._keys[reward] or ""].gain)
             for i, score in zip(whole, scores, strict=True):
-                rows[i] = replace(rows[i], score=_finite(score), rm_adapter=reward)
+                found = replace(rows[i], score=_finite(score), score_unit=unit)
+                rows[i] = replace(found, rm_adapter=reward)
         names = [rows[i].adapter for i in whole]
         own = self._logprobs(names, prompts, responses)
         # Measured once where both are one adapter: in another batch it would differ by rounding.

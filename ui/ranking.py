@@ -172,7 +172,12 @@ def ready_sheet(
     """A task that can be shown at once; None where one must be made first."""
     task = studio.store.open_task(person.name, "rank")
     if task is None or not is_whole(task):
-        task = _seen_before(studio, person) or _from_shelf(studio, person, plan, active)
+        chance = studio.luck.get(person.name)
+        if chance is None:
+            chance = studio.luck[person.name] = random.SystemRandom().random()
+        task = _seen_before(studio, person, chance) or _from_shelf(studio, person, plan, active)
+        if task is not None:
+            studio.luck.pop(person.name, None)  # another page of theirs may have been quicker
     return None if task is None else show(studio, person, plan, task, before)
 
 
@@ -235,7 +240,7 @@ def _choose(candidates: list[Prepared]) -> tuple[Prepared, Sampler] | None:
         return None
     made = [
         Candidate(
-            scores=tuple(row.score for row in c.rows if row.score is not None),
+            scores=tuple(r.score * r.score_unit for r in c.rows if r.score is not None),
             lengths=tuple(row.n_tokens for row in c.rows if row.score is not None),
         )
         for c in candidates
@@ -244,9 +249,15 @@ def _choose(candidates: list[Prepared]) -> tuple[Prepared, Sampler] | None:
     return candidates[choice.index], choice.sampler
 
 
-def _seen_before(studio: Studio, person: Person) -> Task | None:
-    """Now and then a task that was judged already: by others, or by oneself some time ago."""
-    settings, chance = studio.settings, random.SystemRandom().random()
+def _seen_before(studio: Studio, person: Person, chance: float) -> Task | None:
+    """Now and then a task that was judged already: by others, or by oneself some time ago.
+
+    Args:
+        studio: the app.
+        person: who gets it.
+        chance: drawn from [0, 1) for this task.
+    """
+    settings = studio.settings
     if chance >= settings.overlap + settings.repeats:
         return None
     everything = [j for j in studio.judged() if _can_come_again(j)]

@@ -277,13 +277,35 @@ def test_the_shares_are_those_of_the_settings(
         assert task.repeat_of in whose
 
 
+def test_waiting_for_a_task_does_not_make_it_one_that_was_judged_before(
+    open_studio: Callable[..., Studio], ana: Person, ben: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn once a task: drawn at every look, a slow engine would make nearly all of them so."""
+    engine = ScriptedEngine(words=4)
+    studio = open_studio(Settings(overlap=0.5, repeats=0.0), engine=engine)
+    draws = iter([1.0] * 11 + [0.9] + [0.1] * 100)
+    coin = SimpleNamespace(random=lambda: next(draws), choice=lambda found: found[0])
+    monkeypatch.setattr("ui.ranking.random", SimpleNamespace(SystemRandom=lambda: coin))
+    ranked(studio, ana, 11)
+    engine.gate.clear()
+    wanted = plan(studio, ben)
+    assert [ready_sheet(studio, ben, wanted, Sheet()) for _ in range(20)] == [None] * 20
+    engine.gate.set()
+    assert task_of(studio, deal(studio, ben)).repeat_of is None
+
+
 # -- active choice ------------------------------------------------------------------------------
 
 
-def prepared(number: int, *scores: float | None) -> Prepared:
+UNIT = 2.0  # log-odds that one unit of a score stands for
+
+
+def prepared(number: int, *gaps: float | None) -> Prepared:
+    """Answers whose raw scores are these, normalised as the engine gives them."""
+    scores = [None if gap is None else gap / UNIT for gap in gaps]
     asks = [Ask(POLICY, user(f"prompt {number}"), seed=i) for i in range(len(scores))]
     rows = [
-        Row(POLICY, f"text {i}", 5, "eos", score, 0.1, -4.0, "quick/reward")
+        Row(POLICY, f"text {i}", 5, "eos", score, 0.1, -4.0, "quick/reward", UNIT)
         for i, score in enumerate(scores)
     ]
     return Prepared(PoolPrompt(user(f"prompt {number}"), f"pool:train#{number}"), asks, rows)

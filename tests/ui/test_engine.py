@@ -388,6 +388,7 @@ def test_scores_and_kl_are_those_of_the_command_line(
         assert row.score == pytest.approx(truth.score, abs=1e-4)
         assert row.kl == pytest.approx(truth.kl, abs=1e-3)
         assert row.rm_adapter == REWARD
+        assert row.score_unit == pytest.approx(2.0)  # the spread its head was normalised by
         assert row.logprob is not None
         assert row.logprob < 0
         found.append((row.score, row.kl))

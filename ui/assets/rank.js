@@ -88,7 +88,7 @@ const ACTIONS = [
   ["\u232b", "Back", "Backspace: take the last one back", back],
   ["X", "All bad", "X: all are bad", () => send("both_bad")],
   ["S", "Skip", "S: skip this task", () => send("skip")],
-  ["F", "Flag", "F: flags", () => { state.panel = !state.panel; draw(); }],
+  ["flag", "Flag", "flags", () => { state.panel = !state.panel; draw(); }],
   ["U", "Undo", "U: take the saved ranking back", () => { if (sheet().undo) trigger("undo"); }],
 ];
 
@@ -131,7 +131,7 @@ function strip() {
     const box = el("span", "rk-group" + (group.length > 1 ? " tied" : ""));
     group.forEach((letter, i) => {
       if (i) box.append(el("span", "rk-eq", "="));
-      const chip = el("button", "rk-chip", letter, { type: "button", draggable: "true", "aria-label": `Take ${letter} out of the order` });
+      const chip = el("button", "rk-chip", letter, { type: "button", draggable: "true", "data-chip": letter, "aria-label": `Take ${letter} out of the order` });
       chip.addEventListener("click", () => take(letter));
       chip.addEventListener("dragstart", (e) => e.dataTransfer.setData("text/plain", letter));
       box.append(chip);
@@ -145,12 +145,16 @@ function strip() {
   else if (rest.length) node.append(el("span", "rk-rest", order.length ? rest.join(" ") + " left" : "press letters, tap or drag, best first"));
   return node;
 }
+// With six answers F is one of them.
+const flagKey = () => (letters().includes("F") ? "N" : "F");
+
 function actions() {
   const node = el("div", "rk-actions");
-  for (const [key, label, title, act] of ACTIONS) {
-    const pressed = (key === "=" && state.tie) || (key === "F" && (state.panel || state.flags.size));
+  for (const [name, label, says, act] of ACTIONS) {
+    const flags = name === "flag", key = flags ? flagKey() : name, title = flags ? `${key}: ${says}` : says;
+    const pressed = (key === "=" && state.tie) || (flags && (state.panel || state.flags.size));
     const button = el("button", "rk-action" + (pressed ? " on" : ""), undefined, { type: "button", title, "data-key": key });
-    button.append(el("kbd", "", key), el("span", "", label + (key === "F" && state.flags.size ? ` (${state.flags.size})` : "")));
+    button.append(el("kbd", "", key), el("span", "", label + (flags && state.flags.size ? ` (${state.flags.size})` : "")));
     button.disabled = key === "U" ? !sheet().undo : !state.task || state.sent;
     button.addEventListener("click", () => { state.keys += 1; act(); });
     node.append(button);
@@ -187,6 +191,7 @@ function draw() {
     Object.assign(state, { task: data.task, order: [], tie: false, panel: false, keys: 0, note: "", at: performance.now(), sent: false });
     state.flags.clear();
   }
+  const focused = focusedIn(host);
   host.replaceChildren();
   const top = el("div", "rk-top");
   // What lay ready when this was drawn; more is made meanwhile, so that none is not worth telling.
@@ -213,6 +218,17 @@ function draw() {
     for (const line of data.reveal) list.append(el("li", "", line));
     host.append(list);
   }
+  const again = focused && host.querySelector(focused);
+  if (again) again.focus();
+}
+// What somebody at the keyboard had the focus on, to give it back after drawing. After a click it
+// stays away, so that Enter saves and does not press the same button again.
+function focusedIn(host) {
+  const node = document.activeElement;
+  if (!host.contains(node) || !node.matches(":focus-visible")) return "";
+  for (const name of ["data-letter", "data-key", "data-chip"])
+    if (node.hasAttribute(name)) return `[${name}="${CSS.escape(node.getAttribute(name))}"]`;
+  return "";
 }
 
 function onKey(event) {
@@ -225,10 +241,15 @@ function onKey(event) {
   if (letters().includes(key)) { act(); place(key); }
   else if (key === "=") { act(); if (state.order.length) { state.tie = !state.tie; draw(); } }
   else if (key === "Backspace") { act(); back(); }
-  else if (key === "Enter") { if (document.activeElement && document.activeElement.closest(".rk-action, .rk-card, .rk-chip")) document.activeElement.blur(); act(); send("decided"); }
+  else if (key === "Enter") { if (saves(event.target)) { act(); send("decided"); } }
   else if (key === "X") { act(); send("both_bad"); }
   else if (key === "S") { act(); send("skip"); }
-  else if (key === "F" && !letters().includes("F")) { act(); state.panel = !state.panel; draw(); }
+  else if (key === flagKey()) { act(); state.panel = !state.panel; draw(); }
+}
+// Enter on an answer saves, which Space chooses; on anything else that it presses, it presses that.
+function saves(target) {
+  const control = target.closest && target.closest("button, a, input, select, summary, [role=tab], [role=button], [tabindex]");
+  return !control || control.matches('.rk-card, .rk-chip, [role="tab"][aria-selected="true"]');
 }
 document.addEventListener("keydown", onKey);
 watch("value", draw);

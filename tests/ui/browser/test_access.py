@@ -112,8 +112,10 @@ def test_whoever_tabs_sees_where_they_are(visit: Visit, fake: Served) -> None:
     me = visit(fake)
     have_something_everywhere(me)
     for tab in TABS:
-        me.page.get_by_role("tab", name=tab).focus()
+        opened = me.page.get_by_role("tab", name=tab)
+        opened.focus()
         me.press("Enter")
+        expect(opened).to_have_attribute("aria-selected", "true")
         me.page.wait_for_timeout(300)
         seen = []
         for _ in range(18):

@@ -122,6 +122,59 @@ def test_held_and_modified_keys_do_nothing(me: Visitor) -> None:
     assert letters(me.wait_for_votes(2)[-1]) == ["A", "B", "C", "D"]
 
 
+def test_enter_presses_what_has_the_focus_and_saves_from_anywhere_else(me: Visitor) -> None:
+    me.tab("Rank")
+    me.wait_for_ranking()
+    me.press("a", "b", "c")
+    with quiet_for(me):
+        me.page.get_by_role("tab", name="Votes").focus()
+        me.press("Enter")
+        expect(me.page.get_by_role("tab", name="Votes")).to_have_attribute("aria-selected", "true")
+    me.tab("Rank")
+    me.at('.rk-action[data-key="="]').focus()
+    me.press("Enter")  # a tie, and no ranking
+    expect(me.at(".rk-eq.pending")).to_be_visible()
+    me.press("d")
+    me.at('.rk-action[data-key="S"]').focus()
+    me.press("Enter")
+    (vote,) = me.wait_for_votes(1)
+    assert (vote.judgement.outcome, vote.judgement.ranking) == ("skip", ())
+    me.wait_for_ranking()
+    me.press("c", "b", "a")
+    card(me, "B").focus()
+    me.press("Enter")
+    assert letters(me.wait_for_votes(2)[-1]) == ["C", "B", "A", "D"]
+
+
+def test_whoever_uses_tab_and_space_keeps_their_place(me: Visitor) -> None:
+    me.tab("Rank")
+    me.wait_for_ranking()
+    for letter in "BDA":
+        card(me, letter).focus()
+        me.press("Tab", "Shift+Tab", "Space")
+        expect(card(me, letter)).to_be_focused()
+        expect(card(me, letter)).to_have_attribute("aria-pressed", "true")
+    me.at('.rk-action[data-key="Enter"]').focus()
+    me.press("Tab", "Shift+Tab", "Space")
+    assert letters(me.wait_for_votes(1)[0]) == ["B", "D", "A", "C"]
+
+
+def test_with_six_answers_n_flags_and_f_is_an_answer(visit: Visit, fake: Served) -> None:
+    me = visit(fake, tab="Rank")
+    me.wait_for_ranking()
+    me.page.get_by_role("button", name="What is ranked").click()
+    answers = me.at("#rank-settings").get_by_label("number input for Answers")
+    answers.fill("6")
+    answers.press("Enter")
+    answers.blur()
+    me.press("s")  # the task that lay there was of four
+    expect(me.at(".rk-card")).to_have_count(6)
+    me.press("f", "n")
+    expect(card(me, "F").locator(".rk-rank")).to_have_text("1")
+    expect(me.at(".rk-flags")).to_be_visible()
+    expect(me.at('.rk-action[data-key="N"]')).to_have_text("NFlag")
+
+
 def test_by_tapping_on_a_phone(visit: Visit, fake: Served) -> None:
     phone = {"width": 390, "height": 844}
     me = visit(fake, tab="Rank", viewport=phone, has_touch=True, is_mobile=True)
