@@ -4,6 +4,7 @@ The run directory is all that a job is: the app may be closed or killed meanwhil
 again. Imports no torch.
 """
 
+import logging
 import shutil
 import threading
 import time
@@ -15,8 +16,9 @@ from lora_rlhf.data.records import prompt_key
 from lora_rlhf.errors import ConfigError, UserError
 from lora_rlhf.preferences.store import Store
 from lora_rlhf.recipe import Recipe
-from lora_rlhf.runs import Json, Run
+from lora_rlhf.runs import Run
 from ui.asking import Engine
+from ui.finding import is_stale, process_of, status_of, why_it_ended
 from ui.job import LOG, Job, Pace, Progress, find_jobs
 from ui.measuring import FILE as HELDOUT
 from ui.measuring import BeforeAfter, measure, read_heldout
@@ -25,8 +27,8 @@ from ui.preparing import DISCARDED, Memory, predict_memory
 from ui.process import Training, command, tail
 from ui.retraining import Wishes, require_enough
 
+_log = logging.getLogger(__name__)
 _LOG_BYTES = 20_000
-_PREPARING_SECONDS = 600.0  # more than it ever takes
 _LOADING_SECONDS = 900.0  # for the backbone to come back, before accuracies are measured
 
 
@@ -92,7 +94,7 @@ class Jobs:
         """How far the process is."""
         if self._job.state != "running":
             return Progress()
-        return self._pace.look(_status_of(Run(self._folder), self._job))
+        return self._pace.look(status_of(Run(self._folder), self._job))
 
     def log_tail(self, size: int = _LOG_BYTES) -> str:
         """The end of what the process has said."""
@@ -145,7 +147,9 @@ class Jobs:
                 self._set(Job())
                 raise
             self._folder = folder
-            self._set(job.model_copy(update={"released": not memory.fits_beside}))
+            with self._writes:  # somebody may have cancelled it meanwhile
+                more = {"released": not memory.fits_beside, "cancelling": self._job.cancelling}
+                self._set(job.model_copy(update=more))
             self._work(self._launch_and_watch)
             return self._job
 
@@ -177,8 +181,8 @@ class Jobs:
         if job.state == "done":
             raise ConfigError(f"{job.name} waits for a decision. Adopt it or discard it first.")
         for path, other in find_jobs(self.runs_dir):
-            begins = other.state == "preparing" and not _is_stale(other)
-            if begins or (other.is_at_work and _process_of(path, other) is not None):
+            begins = other.state == "preparing" and not is_stale(other)
+            if begins or (other.is_at_work and process_of(path, other) is not None):
                 raise ConfigError(f"{other.name} is being trained by another app. Wait for it.")
 
     def _reward_of(self, run: Path) -> str | None:
@@ -189,14 +193,31 @@ class Jobs:
 
     def _work(self, target: Callable[[], None]) -> None:
         self._pace = Pace()
-        self._thread = threading.Thread(target=target, name="retraining", daemon=True)
+        self._thread = threading.Thread(
+            target=self._guard, args=(target,), name="retraining", daemon=True
+        )
         self._thread.start()
+
+    def _guard(self, target: Callable[[], None]) -> None:
+        """Whatever happens in the thread, the job ends in a state from which somebody can go on."""
+        try:
+            target()
+        except BaseException as error:
+            why = f"{type(error).__name__}: {error}"
+            if self._job.state == "measuring":
+                self._over("done", f"It could not be measured: {why}")
+            elif self._job.is_at_work:
+                self._over("failed", f"It cannot be watched any more: {why}")
+            raise
 
     def _launch_and_watch(self) -> None:
         try:
             self._release()
             if self._closed.is_set():
                 return  # the next app says that it can go on
+            if self._job.cancelling:
+                self._over("cancelled")
+                return
             only = "reward" if self._job.stages == ("reward",) else None
             line = command(self._folder.absolute(), only, self._job.force)
             training = Training.start(line, self._folder / LOG)
@@ -229,7 +250,7 @@ class Jobs:
         elif job.cancelling:
             self._over("cancelled")
         else:
-            self._over("failed", _why(run, job))
+            self._over("failed", why_it_ended(run, job))
 
     def _measure(self) -> None:
         """Score the held-out judgements with the old and the new reward model."""
@@ -275,9 +296,12 @@ class Jobs:
             self.engine.restore()
 
     def _set(self, job: Job) -> None:
-        if job.name and self._folder.name == job.name:
-            job.save(self._folder)
         self._job = job
+        if job.name and self._folder.name == job.name:
+            try:
+                job.save(self._folder)
+            except OSError as error:  # the disk is full: the next app finds the state before
+                _log.warning("%s is %s, which cannot be written: %s", job.name, job.state, error)
 
     def _change(self, **fields: Any) -> None:
         with self._writes:
@@ -340,7 +364,7 @@ class Jobs:
             if job.base not in bases:
                 continue
             if job.state == "preparing" and not (path / "recipe.yaml").is_file():
-                if _is_stale(job):
+                if is_stale(job):
                     shutil.rmtree(path)  # that app ended before it was a run
                 continue
             self._folder, self._job = path, job
@@ -354,7 +378,7 @@ class Jobs:
         elif job.state == "measuring":
             self._work(self._measure)
         elif job.is_at_work:
-            self._training = _process_of(self._folder, job)
+            self._training = process_of(self._folder, job)
             if self._training is None:
                 self._training = Training(0, "")
             else:
@@ -362,35 +386,3 @@ class Jobs:
             if self.has_device:
                 self._release()
             self._work(self._watch)
-
-
-def _is_stale(job: Job) -> bool:
-    """Whether it has been prepared for longer than that ever takes."""
-    return time.time() - job.started_at > _PREPARING_SECONDS
-
-
-def _process_of(run: Path, job: Job) -> Training | None:
-    """The process that trains a run; None where it has ended."""
-    pid = job.pid
-    if not pid:
-        # An app killed as it started the process had no time to write down which.
-        status = Run(run).status()
-        pid = status.get("pid", 0) if status.get("state") == "running" else 0
-    training = Training(pid, job.process_began)
-    return training if training.runs else None
-
-
-def _status_of(run: Run, job: Job) -> Json:
-    """What the job's own process says; {} where an earlier one spoke last."""
-    status = run.status()
-    return status if status.get("pid") == job.pid else {}
-
-
-def _why(run: Run, job: Job) -> str:
-    """Why a process ended before its work was done."""
-    status = _status_of(run, job)
-    if status.get("state") == "failed" and status.get("error"):
-        return str(status["error"])
-    if job.exit_code is None:
-        return "The training process is gone, and nobody saw how it ended. Look at the log."
-    return f"The training process ended with exit code {job.exit_code}. Look at the log."

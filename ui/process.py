@@ -4,6 +4,7 @@ It is a session of its own, so that it outlives the app, a closed terminal and a
 it has to say it writes into its run directory.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -129,6 +130,16 @@ def _exists(pid: int) -> bool:
 
 def _began(pid: int) -> str:
     return _field(pid, 19)
+
+
+def began_at(pid: int) -> float:
+    """When a process began, in seconds since 1970; infinity where the system does not say."""
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+        booted = next(float(line.split()[1]) for line in lines if line.startswith("btime "))
+        return booted + float(_began(pid)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, StopIteration, ValueError):
+        return math.inf
 
 
 def _field(pid: int, number: int) -> str:

@@ -1,8 +1,10 @@
 """Retraining jobs: one at a time, cancelled, failed, decided on, and found again."""
 
+import errno
 import json
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,10 +25,12 @@ from tests.ui.training import (
     twenty_votes,
     wait,
 )
-from ui.job import Progress, adopted_runs, is_offered, read_job
+from ui.finding import process_of
+from ui.job import Job, Progress, adopted_runs, is_offered, read_job
 from ui.jobs import Jobs
 from ui.opening import newest
 from ui.preparing import Memory
+from ui.process import Training
 
 
 @pytest.fixture
@@ -130,6 +134,26 @@ def test_cancel_interrupts_so_that_a_checkpoint_is_kept(make, runs) -> None:
         jobs.cancel()
 
 
+def test_a_cancel_while_it_is_prepared_is_heard(make, runs) -> None:
+    preparing, go_on = threading.Event(), threading.Event()
+
+    def predict(recipe) -> Memory:
+        preparing.set()
+        assert go_on.wait(20)
+        return ROOMY
+
+    jobs = make(steps=1000, predict=predict)
+    starting = threading.Thread(target=lambda: jobs.start("ana", WISHES))
+    starting.start()
+    assert preparing.wait(20)
+    jobs.cancel()
+    go_on.set()
+    starting.join(20)
+    wait(jobs, "cancelled")
+    assert jobs.log_tail() == ""  # nothing was begun
+    jobs.discard()
+
+
 def test_who_does_not_listen_is_killed_after_the_grace(make) -> None:
     jobs = make("deaf", steps=100_000)
     jobs.start("ana", WISHES)
@@ -211,6 +235,44 @@ def test_old_and_new_are_measured_on_the_same_judgements(make, engine) -> None:
         "score quick-2/reward",
     }
     assert job.result.pairs == job.result.prompts > 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_cannot_be_measured_can_be_adopted_and_the_next_begun(make, engine) -> None:
+    def score(items, adapter=None):
+        raise RuntimeError("CUDA out of memory")
+
+    engine.score = score
+    jobs = make()
+    jobs.start("ana", WISHES)
+    wait(jobs, "done")
+    assert jobs.job().result is None
+    assert "could not be measured: RuntimeError: CUDA out of memory" in jobs.job().error
+    jobs.adopt()
+    jobs.start("ana", WISHES)
+    wait(jobs, "done")
+    jobs.discard()
+
+
+def test_a_state_that_cannot_be_written_is_the_state_all_the_same(
+    make, monkeypatch, caplog
+) -> None:
+    jobs = make()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def start(*told: object) -> Training:
+        monkeypatch.setattr("ui.job.write_atomically", full)  # once it is prepared
+        return began(*told)
+
+    began = Training.start
+    monkeypatch.setattr("ui.jobs.Training.start", start)
+    jobs.start("ana", WISHES)
+    wait(jobs, "done")
+    assert "No space left on device" in caplog.text
+    monkeypatch.undo()
+    jobs.adopt()
 
 
 def test_a_candidate_is_offered_to_nobody_until_it_is_adopted(make, engine, runs) -> None:
@@ -342,6 +404,27 @@ def test_another_process_of_the_same_number_is_not_taken_for_training(make, runs
         wait(second, "failed")
         assert "nobody saw how it ended" in second.job().error
         assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_nor_is_one_that_is_older_than_the_job_which_never_wrote_its_number_down(
+    make, runs
+) -> None:
+    jobs = finished(make())
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        Run(jobs.folder).write_json("status.json", {"state": "running", "pid": stranger.pid})
+        record = jobs.folder / "retraining.json"
+        said = json.loads(record.read_text()) | {
+            "state": "preparing",
+            "pid": 0,
+            "process_began": "",
+        }
+        for started_at, is_it in ((time.time() - 1.0, True), (time.time() + 60.0, False)):
+            job = Job.model_validate(said | {"started_at": started_at})
+            assert (process_of(jobs.folder, job) is not None) == is_it
     finally:
         stranger.kill()
         stranger.wait()

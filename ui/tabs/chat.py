@@ -131,9 +131,9 @@ def _wire(
     chatbot.like(told(on_like), [talk], [talk, chatbot, status], **streaming)
     stopper.click(told(on_stop), **at_once)
     # Else the answer that is being written would bring the old dialogue back.
-    for begin in (clear.click, chatbot.clear):
-        left = begin(None, cancels=[sending, retrying, editing], queue=False)
-        left.then(lambda: _updates(Talk(status="A new dialogue.")), None, shown, **at_once)
+    anew = [clear.click, chatbot.clear]
+    left = gr.on(anew, None, cancels=[sending, retrying, editing], queue=False)
+    left.then(lambda: _updates(Talk(status="A new dialogue.")), None, shown, **at_once)
 
 
 def _liked(
