@@ -16,6 +16,7 @@ from lora_rlhf import display
 from lora_rlhf.data.problems import describe
 from lora_rlhf.data.sources import check_data
 from lora_rlhf.errors import CheckpointError, ConfigError, DataError, TrainingError
+from lora_rlhf.evaluation import contest
 from lora_rlhf.model.backbone import Backbone, pick_device
 from lora_rlhf.model.memory import (
     MemoryPlan,
@@ -168,9 +169,11 @@ def check_before_training(session: Session, todo: list[str]) -> None:
     for stage, section in (("reward", recipe.reward), ("ppo", recipe.ppo)):
         if section is not None and section.start_from is not None and stage in todo:
             require_adapter(Path(section.start_from).expanduser(), f"{stage}.start_from")
-    for settings in (recipe.rank, recipe.ppo, recipe.evaluate):
+    for settings in (recipe.rank, recipe.ppo):
         if settings is not None and settings.judge is not None:
             find_judge(settings.judge)
+    if recipe.evaluate is not None:
+        contest.check(recipe.evaluate)
     if recipe.evaluate is not None and "evaluate" in todo:
         heldout_prompts(session, recipe.evaluate.prompts)
 

@@ -266,10 +266,14 @@ class Evaluate(Section):
     best_of: Annotated[int, Field(ge=0, le=64)] = 4
     """Best-of-n of `sft` by the reward adapter as an arm; 0: none."""
     judge: str | None = None
-    """As in rank; unset: the reward adapter, which is not an independent judge."""
+    """As in rank, or human[:STORE], openai:MODEL[@URL]; unset: the reward adapter itself."""
     temperature: Positive = 1.0
     base: bool = True
     """Sample the bare base as an arm too."""
+    arms: tuple[str, ...] | None = None
+    """As `lora-rlhf evaluate --arms`, without paths; unset: base, sft, best-of-n and policy."""
+    reference: str = "sft"
+    """The arm that all others are compared with."""
     expect_win_rate: Fraction | None = None
     """A recipe's own check: the run fails where the policy beats `sft` less often than this."""
 

@@ -271,6 +271,8 @@ def judges_can_be_named(recipe: Recipe, done: Collection[str]) -> Iterator[Probl
                     f"{stage}.judge is vader, and vaderSentiment is not installed. "
                     f"Run: pip install vaderSentiment",
                 )
+        elif stage == "evaluate" and judge.partition(":")[0] in ("reward", "human", "openai"):
+            continue  # the evaluation reads these
         elif not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", judge) or judge.startswith(
             "builtin:"
         ):

@@ -22,7 +22,7 @@ from lora_rlhf.errors import CheckpointError, ConfigError
 Json = dict[str, Any]
 
 # Keys of summary.json that a stage writes besides its own name and its seconds.
-_ALSO_OF = {"evaluate": ("win_rates", "arms")}
+_ALSO_OF = {"reward": ("health",), "evaluate": ("win_rates", "arms", "rounds")}
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -10,10 +10,8 @@ import torch
 
 from lora_rlhf.data.batches import make_sequences
 from lora_rlhf.errors import ConfigError
-from lora_rlhf.model.generation import Answer
 from lora_rlhf.preferences.judges import noise_for_agreement
 from lora_rlhf.recipe import Ppo
-from lora_rlhf.stages.evaluate import Arm, bootstrap_mean, compare, distinct_2
 from lora_rlhf.stages.ppo import runaway
 from lora_rlhf.stages.rank import noisy_ranking
 from lora_rlhf.training.experience import final_scores, random_scores, to_experience
@@ -365,41 +363,6 @@ def test_calibration_compares_the_models_own_chance_with_what_happened():
     """Margins ln 3 and -ln 3: the model says .75 twice, and was right once."""
     found = calibration([math.log(3), -math.log(3)])
     assert found == pytest.approx({"predicted": 0.75, "observed": 0.5}, abs=1e-12)
-
-
-def arm(name, utilities, texts=None):
-    answers = [Answer([5, EOS], True, [0.0, 0.0]) for _ in utilities]
-    return Arm(name, answers, texts or [""] * len(answers), utilities=utilities)
-
-
-def test_an_arm_against_itself_wins_half_of_the_time():
-    found = compare(arm("policy", [1.0, 2.0, 3.0]), arm("sft", [1.0, 2.0, 3.0]))
-    assert found["win_rate"] == 0.5
-    assert found["ci"] == [0.5, 0.5]
-    assert found["ties"] == found["prompts"] == 3
-
-
-def test_wins_are_counted_by_prompt_with_ties_as_halves():
-    found = compare(arm("policy", [2.0, 1.0, 5.0, 0.0]), arm("sft", [1.0, 1.0, 9.0, -1.0]))
-    assert found["win_rate"] == 2.5 / 4
-    assert (found["a"], found["b"], found["ties"]) == ("policy", "sft", 1)
-    assert found["ci"][0] <= found["win_rate"] <= found["ci"][1]
-
-
-def test_the_bootstrap_interval_is_the_binomial_one():
-    """100 of 400: the normal approximation .25 +- 1.96 sqrt(.25 .75 / 400)."""
-    low, high = bootstrap_mean([1.0] * 100 + [0.0] * 300)
-    half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
-    assert low == pytest.approx(0.25 - half, abs=4e-3)
-    assert high == pytest.approx(0.25 + half, abs=4e-3)
-
-
-def test_distinct_pairs_are_counted_over_all_answers_together():
-    """ab ba ab, ab bc and none: 3 different pairs of 5; the same answer twice halves its share."""
-    # ab, ba, ab; ab, bc: three different ones of five.
-    assert distinct_2(["a b a b", "A b c", "a"]) == pytest.approx(3 / 5, abs=1e-12)
-    assert distinct_2(["a b c", "a b c"]) == 0.5
-    assert distinct_2(["one", ""]) == 1.0
 
 
 def test_scores_are_read_at_the_one_end_token_of_the_training_data():
