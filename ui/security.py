@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import re
-from contextvars import ContextVar
 from pathlib import Path
 
 from starlette.responses import HTMLResponse
@@ -19,16 +18,13 @@ from lora_rlhf.errors import UserError
 from ui.answers import Answer
 from ui.asked import Asked, Refused, json_session, route_of
 from ui.hosts import Hosts, is_loopback
-from ui.limits import Bucket, Owned, Window
+from ui.limits import Bucket, Owned
+from ui.logins import PEER
 from ui.people import SCOPE_KEY, Known, People
-from ui.users import Users
 
 MOST_BODY_BYTES = 2**20  # a long chat is sent whole with every message
 BODY_SECONDS = 20.0
-LOGINS_A_MINUTE = 10
-_KEPT = 64
 
-_PEER: ContextVar[str] = ContextVar("peer", default="")  # of the request in hand; kept nowhere
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _log = logging.getLogger(__name__)
 
@@ -118,7 +114,7 @@ class Guard:
         session = parts.get("session") or asked.query("session_hash")
         if asked.method == "POST":
             peer = self._peer(asked)
-            _PEER.set(peer)
+            PEER.set(peer)
             self._check_rate(known, peer)
             body = await self._body(asked, receive)
             receive = _replayed(body, receive)
@@ -219,38 +215,6 @@ class Guard:
             inside = False
         if not inside:
             raise Refused(403, "No such download.")
-
-
-class Door:
-    """Checks passwords for Gradio, which asks it wherever it lets somebody log in.
-
-    Args:
-        users: who may log in.
-        limit: of attempts, by name and by address.
-    """
-
-    def __init__(self, users: Users, limit: Window | None = None) -> None:
-        self._users = users
-        self._limit = limit or Window(LOGINS_A_MINUTE, 60)
-
-    async def check(self, name: str, password: str) -> bool:
-        """Whether somebody may come in.
-
-        Raises:
-            HTTPException: 429, too many attempts; the password was not looked at.
-        """
-        from fastapi import HTTPException
-
-        # Cut, for both are the client's words and are kept for a minute.
-        keys = f"name {name[:_KEPT]}", f"peer {_PEER.get()[:_KEPT]}"
-        wait = self._limit.take(*keys)  # before the check, so that many at once count, too
-        if wait:
-            detail = f"Too many attempts. Try again in {_whole(wait)} s."
-            raise HTTPException(429, detail, {"Retry-After": str(_whole(wait))})
-        right = await asyncio.to_thread(self._users.check, name, password)
-        if right:
-            self._limit.give_back(*keys)
-        return right
 
 
 class _Gone(Exception):

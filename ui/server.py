@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from lora_rlhf.errors import ConfigError
 from ui.hosts import Hosts, is_loopback
+from ui.logins import Door, Tokens
 from ui.people import People
-from ui.security import Door, Guard
+from ui.security import Guard
 from ui.users import Users
 
 if TYPE_CHECKING:
@@ -262,14 +263,8 @@ def _people(users: Users | None, gradio: Any, secret: bytes | None) -> People:
     if users is None:
         return People(secret=secret)
 
-    def login(cookies: Mapping[str, str]) -> tuple[str, str] | None:
-        for kind in ("access-token", "access-token-unsecure"):
-            token = cookies.get(f"{kind}-{gradio.cookie_id}", "")
-            if token in gradio.tokens:
-                return gradio.tokens[token], token
-        return None
-
-    return People(users, login)
+    tokens = gradio.tokens = Tokens(users)
+    return People(users, lambda cookies: tokens.login(cookies, gradio.cookie_id))
 
 
 def _in_thread(app: Guard, listening: socket.socket) -> tuple["uvicorn.Server", threading.Thread]:

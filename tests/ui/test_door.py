@@ -1,16 +1,26 @@
-"""Logging in: how often one may try, by name and by address, also behind a proxy."""
+"""Logging in: how often one may try, from one address and from many, also behind a proxy."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import HTTPException
 
 from tests.ui.served import Visitor, quick_passwords, served, small_app, users_file
 from ui import users as users_module
-from ui.security import LOGINS_A_MINUTE
+from ui.logins import (
+    LOGINS_A_MINUTE,
+    LOGINS_AN_HOUR,
+    NAME_AN_HOUR,
+    PEER,
+    PEER_A_MINUTE,
+    Door,
+)
 from ui.server import Running, Settings
+from ui.users import Users
 
 PUBLIC = "votes.example"
 
@@ -56,7 +66,7 @@ def test_ten_attempts_a_minute_and_then_not_even_the_right_one(app: Running) -> 
         assert 1 <= int(answer.headers["retry-after"]) <= 60
         assert "Too many attempts" in answer.json()["detail"]
         assert not [name for name in visitor.cookies if name.startswith("access-token")]
-        assert attempt(visitor, "bob", "battery staple") == 429, "the same address"
+        assert attempt(visitor, "bob", "battery staple") == 200, "ana's ten are not bob's"
 
 
 def test_an_attempt_past_the_limit_costs_no_hash(
@@ -91,13 +101,13 @@ def test_other_spellings_of_the_route_try_no_password(app: Running) -> None:
         assert visitor.post("/login?x", data=form).status_code == 200
 
 
-def test_one_name_from_many_addresses(proxied: Running) -> None:
+def test_who_guesses_shuts_nobody_out(proxied: Running) -> None:
     with Visitor(proxied) as visitor:
-        codes = [
-            attempt(visitor, "ana", "wrong", f"198.51.100.{n}") for n in range(LOGINS_A_MINUTE + 1)
-        ]
-        assert codes == [400] * LOGINS_A_MINUTE + [429]
-        assert attempt(visitor, "bob", "battery staple", "198.51.100.200") == 200
+        for _ in range(2 * LOGINS_A_MINUTE):
+            last = attempt(visitor, "ana", "wrong", "198.51.100.1")
+        assert last == 429
+        assert attempt(visitor, "ana", "correct horse", "198.51.100.1") == 429
+        assert attempt(visitor, "ana", "correct horse", "198.51.100.2") == 200
 
 
 def test_many_names_from_one_address_which_cannot_make_up_another(proxied: Running) -> None:
@@ -105,19 +115,102 @@ def test_many_names_from_one_address_which_cannot_make_up_another(proxied: Runni
     with Visitor(proxied) as visitor:
         codes = [
             attempt(visitor, f"user{n}", "wrong", f"198.51.100.{n}, 203.0.113.7")
-            for n in range(LOGINS_A_MINUTE + 1)
+            for n in range(PEER_A_MINUTE + 1)
         ]
-        assert codes == [400] * LOGINS_A_MINUTE + [429]
+        assert codes == [400] * PEER_A_MINUTE + [429]
 
 
 def test_without_a_proxy_nobody_believes_the_header(app: Running) -> None:
     with Visitor(app) as visitor:
         codes = []
         for n in range(LOGINS_A_MINUTE + 1):
-            form = {"username": f"user{n}", "password": "wrong"}
+            form = {"username": "ana", "password": "wrong"}
             headers = {"x-forwarded-for": f"198.51.100.{n}"}
             codes.append(visitor.post("/login", data=form, headers=headers).status_code)
         assert codes == [400] * LOGINS_A_MINUTE + [429]
+
+
+# -- guessing slowly, against a clock that is turned by hand --------------------------------------
+
+
+class Guesser:
+    """Tries passwords for ana from any address at any time."""
+
+    def __init__(self, users: Users) -> None:
+        self.now = 1000.0
+        self.door = Door(users, lambda: self.now)
+
+    def tries(self, peer: str, password: str = "wrong", name: str = "ana") -> bool | None:
+        """Whether it was the password; None where it was not looked at."""
+
+        async def check() -> bool:
+            PEER.set(peer)
+            return await self.door.check(name, password)
+
+        try:
+            return asyncio.run(check())
+        except HTTPException as error:
+            if error.status_code != 429:
+                raise
+            return None
+
+    def looked_at(self, peer: str, times: int, every: float) -> int:
+        """Of so many tries, so many seconds apart, those that were answered."""
+        count = 0
+        for _ in range(times):
+            count += self.tries(peer) is not None
+            self.now += every
+        return count
+
+
+@pytest.fixture
+def guesser(tmp_path: Path) -> Iterator[Guesser]:
+    with quick_passwords():
+        yield Guesser(Users(users_file(tmp_path)))
+
+
+def test_one_address_guesses_a_tenth_of_what_all_may(guesser: Guesser) -> None:
+    for hour in range(3):
+        assert guesser.looked_at("192.0.2.1", 100, every=36) == LOGINS_AN_HOUR, hour
+    assert 10 * LOGINS_AN_HOUR <= NAME_AN_HOUR
+    assert guesser.tries("192.0.2.2", "correct horse")
+
+
+def test_a_name_is_guessed_from_many_addresses_so_often_and_no_more(guesser: Guesser) -> None:
+    found = [guesser.tries(f"192.0.{n // 250}.{n % 250}") for n in range(NAME_AN_HOUR + 50)]
+    assert found == [False] * NAME_AN_HOUR + [None] * 50
+    assert guesser.tries("203.0.113.1", "battery staple", name="bob")
+    guesser.now += 3600
+    assert guesser.tries("203.0.113.1", "correct horse")
+
+
+@pytest.mark.parametrize(
+    ("peers", "network"),
+    [
+        ("2001:db8:1:2::{:x}", "one guesser has a whole /64"),
+        ("2001:db8:1:2:{:x}::1%eth0", "with a zone as well"),
+    ],
+)
+def test_addresses_of_one_network_are_one_guesser(
+    guesser: Guesser, peers: str, network: str
+) -> None:
+    found = [guesser.tries(peers.format(n)) for n in range(LOGINS_A_MINUTE + 1)]
+    assert found == [False] * LOGINS_A_MINUTE + [None], network
+    assert guesser.tries("2001:db8:1:3::1", "correct horse")
+
+
+def test_an_ipv4_address_is_the_same_in_ipv6_s_spelling(guesser: Guesser) -> None:
+    peers = ("192.0.2.1", "::ffff:192.0.2.1")
+    found = [guesser.tries(peers[n % 2]) for n in range(LOGINS_A_MINUTE + 1)]
+    assert found == [False] * LOGINS_A_MINUTE + [None]
+    assert guesser.tries("::ffff:192.0.2.2", "correct horse")
+
+
+def test_what_was_refused_counts_nowhere(guesser: Guesser) -> None:
+    """Else whoever is past one limit would go on using up the others."""
+    guesser.looked_at("192.0.2.1", 5 * NAME_AN_HOUR, every=0)
+    assert guesser.tries("192.0.2.2", "correct horse")
+    assert guesser.tries("192.0.2.1", "battery staple", name="bob")
 
 
 def test_addresses_are_kept_nowhere(proxied: Running, tmp_path: Path) -> None:

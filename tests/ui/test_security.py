@@ -5,7 +5,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.ui.served import (
+    PASSWORDS,
     Visitor,
     gradio_routes,
     quick_passwords,
@@ -23,6 +24,7 @@ from tests.ui.served import (
 from ui import security
 from ui.asked import ROUTES
 from ui.server import Running, Settings
+from ui.users import Users, add_user
 
 UPLOADS = ("/gradio_api/upload", "/gradio_api/upload/", "/gradio_api/upload?upload_id=x")
 
@@ -443,18 +445,86 @@ def test_who_logs_out_is_out(closed_app: Running) -> None:
         assert visitor.now("whoami_now").status_code == 401
 
 
-def test_who_is_removed_from_the_file_is_out_at_once(tmp_path: Path) -> None:
+def test_a_file_of_users_that_broke_lets_nobody_in_and_ends_no_login(tmp_path: Path) -> None:
     with quick_passwords():
         users = users_file(tmp_path)
         with served(Settings(port=0, users=users)) as running, Visitor(running) as visitor:
             visitor.login("bob")
             assert visitor.now("whoami_now").status_code == 200
-            line = users.read_text().splitlines()[0]
-            users.write_text(f"{line}\n")
-            assert visitor.now("whoami_now").status_code == 401
+            text = users.read_text()
             users.write_text("nonsense\n")
             assert visitor.now("whoami_now").status_code == 503
             assert "nonsense" not in visitor.now("whoami_now").text
+            users.write_text(text)
+            assert visitor.now("whoami_now").status_code == 200
+
+
+def change_password(users: Path) -> None:
+    add_user(users, "bob", "another staple", admin=False)
+
+
+def remove(users: Path) -> None:
+    users.write_text(users.read_text().splitlines()[0] + "\n")
+
+
+def remove_and_add_again(users: Path) -> None:
+    remove(users)
+    add_user(users, "bob", PASSWORDS["bob"], admin=False)
+
+
+@pytest.mark.parametrize("change", [change_password, remove, remove_and_add_again])
+def test_a_login_ends_with_the_password_it_was_got_with(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    with quick_passwords():
+        users = users_file(tmp_path)
+        with (
+            served(Settings(port=0, users=users)) as running,
+            Visitor(running) as bob,
+            Visitor(running) as ana,
+        ):
+            ana.login("ana")
+            bob.login("bob")
+            assert bob.now("whoami_now").status_code == 200
+            change(users)
+            assert '"auth_required":true' in bob.get("/").text, "Gradio has forgotten it, too"
+            assert bob.now("whoami_now").status_code == 401
+            assert bob.join("whoami").status_code == 401
+            assert ana.now("whoami_now").status_code == 200
+            if change is change_password:
+                assert bob.login("bob").status_code == 400
+                assert bob.login("bob", "another staple").status_code == 200
+                assert bob.whoami()[:2] == ("bob", False)
+                kept = dict(bob.cookies)
+                assert bob.get("/logout").status_code == 302
+                bob.cookies.update(kept)
+                assert bob.now("whoami_now").status_code == 401
+
+
+def test_a_token_that_was_got_past_the_door_is_good_for_nothing(closed_app: Running) -> None:
+    with Visitor(closed_app) as visitor:
+        closed_app._gradio.tokens["forged"] = "ana"
+        visitor.cookies.set(f"access-token-{closed_app._gradio.cookie_id}", "forged")
+        assert visitor.now("whoami_now").status_code == 401
+        assert "forged" not in closed_app._gradio.tokens
+
+
+def test_a_password_that_changes_while_it_is_checked_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quick_passwords():
+        users = users_file(tmp_path)
+        with served(Settings(port=0, users=users)) as running, Visitor(running) as bob:
+            check = Users.check
+
+            def slowly(self: Users, name: str, password: str) -> bool:
+                right = check(self, name, password)
+                change_password(users)
+                return right
+
+            monkeypatch.setattr(Users, "check", slowly)
+            bob.login("bob")
+            assert bob.now("whoami_now").status_code == 401
 
 
 def test_a_page_s_session_is_of_whoever_opened_it(closed_app: Running) -> None:

@@ -81,6 +81,22 @@ def test_adding_again_gives_a_new_password_and_role(path: Path) -> None:
     assert users.check("bob", "battery staple")
 
 
+def test_the_mark_changes_with_the_password_and_tells_nothing_of_it(path: Path) -> None:
+    add_user(path, "ana", "correct horse", admin=True)
+    users = Users(path)
+    marks = {users.mark("ana")}
+    assert users.mark("eve") is None
+    assert marks == {users.mark("ana")}
+    for password in ("another one", "correct horse", "correct horse"):
+        add_user(path, "ana", password, admin=True)
+        marks.add(users.mark("ana"))
+    assert len(marks) == 4
+    salt, digest = path.read_text().strip().split("$")[-2:]
+    for mark in marks:
+        assert mark is not None
+        assert bytes.fromhex(mark) not in base64.b64decode(salt) + base64.b64decode(digest)
+
+
 def test_the_file_is_of_its_owner_alone(path: Path) -> None:
     before = os.umask(0)
     try:
