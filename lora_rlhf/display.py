@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from lora_rlhf.results import Row, SamplePair, result_rows, sample_pairs, verdict
+from lora_rlhf.results import Row, SamplePair, health_rows, result_rows, sample_pairs, verdict
 from lora_rlhf.runs import Json, Run
 
 if TYPE_CHECKING:
@@ -202,23 +202,34 @@ def result_table(console: Console, summary: Json) -> None:
     """Print the verdict, the results with their intervals, and the time each stage took."""
     spoken = verdict(summary)
     console.print(Text(spoken.text, style=f"bold {_TONES[spoken.tone]}"))
-    rows = result_rows(summary)
-    if rows:
-        table = _table()
-        table.add_column("result", ratio=3)
-        table.add_column("value", justify="right", no_wrap=True)
-        table.add_column("95% interval", no_wrap=True)
-        table.add_column("note", ratio=4, style="dim")
-        for row in rows:
-            drawn = interval_line(row, console)
-            table.add_row(escape(row.name), row.value, drawn, escape(row.note))
-        console.print(table)
+    _rows(console, "result", result_rows(summary))
     seconds = summary.get("seconds", {})
     if seconds:
         parts = [f"{stage} {short_time(s)}" for stage, s in seconds.items()]
         total = short_time(sum(seconds.values()))
         line = f"time: {', '.join(parts)}; {total} in all"
         console.print(line, style="dim", markup=False, highlight=False)
+
+
+def health_card(console: Console, health: Json) -> None:
+    """Print what is known of a reward model before something is trained on it."""
+    tone = _TONES["good" if health["verdict"]["ok"] else "bad"]
+    console.print(Text(health["verdict"]["sentence"], style=f"bold {tone}"))
+    _rows(console, "reward model", health_rows(health))
+
+
+def _rows(console: Console, title: str, rows: Sequence[Row]) -> None:
+    if not rows:
+        return
+    table = _table()
+    table.add_column(title, ratio=3)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("95% interval", no_wrap=True)
+    table.add_column("note", ratio=4, style="dim")
+    for row in rows:
+        drawn = interval_line(row, console)
+        table.add_row(escape(row.name), row.value, drawn, escape(row.note))
+    console.print(table)
 
 
 def interval_line(row: Row, console: Console) -> Text:

@@ -224,6 +224,36 @@ def _sft_rows(sft: Json) -> Iterator[Row]:
         yield Row("SFT held-out loss", f"{sft['heldout_loss']:.3f}", note=note)
 
 
+def health_rows(health: Json) -> list[Row]:
+    """The health card of a reward model in a few rows; [] where there is none."""
+    if not health:
+        return []
+    accuracy, longer = health["accuracy"], health["always_longer"]
+    rows = [
+        _share_row("accuracy", accuracy, f"{accuracy['n']} pairs; coin 50%"),
+        _share_row("always longer", longer, "the rule to beat"),
+    ]
+    quarters = health["by_margin"]
+    if len(quarters) > 1:
+        least = percent(quarters[0]["share"]["value"])
+        rows.append(_share_row("where it is surest", quarters[-1]["share"], f"least sure {least}"))
+    correlation = health["length_correlation"]
+    rows.append(Row("length", f"{correlation:+.2f}", note="rank correlation"))
+    slope = health["calibration_slope"]
+    note = "slope; under 1 too sure"
+    rows.append(Row("calibration", f"{slope:.2f}", note=note))
+    for probe in health.get("degenerate", []):
+        beaten = percent(probe["percentile"])
+        note = f"beats {beaten} of SFT"
+        rows.append(Row(probe["name"], f"{probe['score']:+.2f}", note=note))
+    return rows
+
+
+def _share_row(name: str, share: Json, note: str) -> Row:
+    value, interval = share["value"], (share["low"], share["high"])
+    return Row(name, percent(value), interval, value, note)
+
+
 # -- samples -------------------------------------------------------------------------------------
 
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lora_rlhf import display
 from lora_rlhf.data.batches import Sequences, tokenise_texts
 from lora_rlhf.data.records import prompt_text
 from lora_rlhf.data.sources import load_text, require
 from lora_rlhf.errors import CheckpointError, DataError
+from lora_rlhf.evaluation.probes import policy_scores
 from lora_rlhf.model.generation import Sampling
 from lora_rlhf.recipe import Ppo
 from lora_rlhf.training.checkpoint import (
@@ -59,6 +61,7 @@ def run(session: Session) -> None:
     assert settings is not None
     started = time.monotonic()
     _require_reward_model(session, settings)
+    _show_health(session, settings)
     prompts = training_prompts(session)
     if len(prompts) < settings.batch_size:
         raise DataError(
@@ -75,7 +78,10 @@ def run(session: Session) -> None:
     _save(session, trainer)
     if settings.keep == "last":
         best = _look(session, trainer, prompts, int(log.last()["step"]), Best())
-    session.run.finish_stage("ppo", time.monotonic() - started, ppo=_report(session, best, reason))
+    results: dict[str, object] = {"ppo": _report(session, best, reason)}
+    if "health" in session.run.summary() and "reward" in session.backbone.adapters.heads:
+        results["health"] = {"scores": policy_scores(session)}
+    session.run.finish_stage("ppo", time.monotonic() - started, **results)
     drop_checkpoints(session.run, "ppo")
 
 
@@ -145,6 +151,20 @@ def _require_reward_model(session: Session, settings: Ppo) -> None:
     report = session.run.summary().get("reward", {})
     if report and not tells_answers_apart(report) and not session.force:
         raise CheckpointError(coin_warning(report))
+
+
+def _show_health(session: Session, settings: Ppo) -> None:
+    """Say what is known of the reward model that the policy will climb."""
+    if settings.random_reward or settings.judge is not None:
+        return
+    health = session.run.summary().get("health")
+    if health:
+        display.health_card(session.console, health)
+    else:
+        session.tell(
+            f"ppo: this reward model has no health card, so nothing here says whether to trust "
+            f"it. lora-rlhf run {session.recipe.name} --only reward trains it with one."
+        )
 
 
 def _make_trainer(session: Session, settings: Ppo, prompts: list[TokenisedPrompt]) -> PpoTrainer:

@@ -9,10 +9,11 @@ import torch
 
 from lora_rlhf.data.batches import make_sequences, tokenise_rankings
 from lora_rlhf.data.readers import name_of
-from lora_rlhf.data.records import Ranking, prompt_key
+from lora_rlhf.data.records import Ranking, prompt_key, prompt_text
 from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.data.splits import deduplicate, leak_check, split_rankings
 from lora_rlhf.errors import DataError
+from lora_rlhf.evaluation.probes import examine_health
 from lora_rlhf.losses.outputs import LossOutput, merge
 from lora_rlhf.losses.reward import ranking_loss
 from lora_rlhf.preferences.store import Store
@@ -61,9 +62,12 @@ def run(session: Session) -> None:
     data = describe_rankings(session) | {"train": len(train), "heldout": len(heldout)}
     path = session.run.adapter("reward")
     backbone.adapters.save("reward", path, role="reward", stage="reward", data=data)
-    report = examine(session, heldout)
+    scores = [s.tolist() for s in score_groups(session, heldout)]
+    report = examine(session, heldout, scores)
     report |= {"best_step": best["step"], "prompts": len(train), "data": data}
-    session.run.finish_stage("reward", time.monotonic() - started, reward=report)
+    health = examine_health(session, heldout, scores)
+    seconds = time.monotonic() - started
+    session.run.finish_stage("reward", seconds, reward=report, health=health)
     drop_checkpoints(session.run, "reward")
     if not tells_answers_apart(report) and (recipe.ppo is None or session.force):
         session.tell(coin_warning(report))
@@ -165,6 +169,8 @@ def _tokenise(
             responses,
             record.groups,
             judged.get((prompt_key(record.prompt), *record.responses)),
+            prompt_text(record.prompt),
+            record.tag,
         )
         for prompt, responses, record in tokens
     ]

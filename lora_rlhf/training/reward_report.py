@@ -24,12 +24,16 @@ class Group:
         responses: ids of each answer, the end token included.
         groups: tie groups, best first.
         judge: the simulated judge's own scores, where there was one.
+        question: the prompt as people read it.
+        tag: use case, where the record has one.
     """
 
     prompt: list[int]
     responses: list[list[int]]
     groups: tuple[tuple[int, ...], ...]
     judge: tuple[float, ...] | None = None
+    question: str = ""
+    tag: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -48,9 +52,10 @@ def score_groups(
     return list(scores.split([len(g.responses) for g in groups]))
 
 
-def examine(session: Session, groups: Sequence[Group]) -> dict[str, object]:
+def examine(
+    session: Session, groups: Sequence[Group], scores: Sequence[list[float]]
+) -> dict[str, object]:
     """Held-out accuracy with its interval, baselines, calibration, margins and length (RM5)."""
-    scores = [s.tolist() for s in score_groups(session, groups)]
     raw_gain = float(session.backbone.adapters.heads["reward"].gain)
     margins, longer, per_prompt = [], [], []
     for group, own in zip(groups, scores, strict=True):

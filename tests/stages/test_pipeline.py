@@ -58,6 +58,24 @@ def adapter_files(run):
     }
 
 
+def test_ppo_says_first_what_is_known_of_its_reward_model(finished, run):
+    health = run.summary()["health"]
+    output = finished[1]
+    words = " ".join(output.split())
+    assert health["verdict"]["sentence"] in words
+    assert words.index(health["verdict"]["sentence"]) < words.index("ppo 1/3")
+    assert health["accuracy"]["value"] == run.summary()["reward"]["accuracy"]
+    assert {d["name"] for d in health["degenerate"]} == {
+        "nothing",
+        "three words repeated",
+        "many answers in one",
+        "prompt copied back",
+    }
+    scores = health["scores"]
+    assert sum(scores["sft"]) == sum(scores["policy"]) == 16
+    assert sum(scores["demonstrations"]) > 0
+
+
 def test_every_stage_finishes_and_the_status_says_so(run):
     assert run.status()["state"] == "finished"
     assert run.status()["error"] == ""
