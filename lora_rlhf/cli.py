@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lora_rlhf import __version__, cli_preferences, cli_ui
+from lora_rlhf import __version__, cli_preferences, cli_protocol, cli_ui
 from lora_rlhf.errors import ConfigError, UserError
 from lora_rlhf.quiet import hush_imports
 
@@ -312,6 +312,7 @@ def export(
 
 
 app.command(epilog=cli_ui.EPILOG)(cli_ui.ui)
+app.command(epilog=cli_protocol.EPILOG)(cli_protocol.protocol)
 app.add_typer(cli_preferences.app, name="preferences")
 
 

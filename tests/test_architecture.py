@@ -48,6 +48,7 @@ LAYERS = {
     "lora_rlhf.pipeline": 5,
     "lora_rlhf.continuing": 5,
     "lora_rlhf.checking": 5,
+    "lora_rlhf.cli_protocol": 6,
     "lora_rlhf.cli_ui": 6,
     "lora_rlhf.cli_preferences": 6,
     "lora_rlhf.cli": 6,

@@ -15,6 +15,7 @@ from lora_rlhf.errors import CheckpointError
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.generation import Answer, Sampling
 from lora_rlhf.preferences.judges import find_judge
+from lora_rlhf.runs import Run
 from lora_rlhf.training.checkpoint import role_state
 from lora_rlhf.training.material import TokenisedPrompt
 from lora_rlhf.training.ppo import row_seed
@@ -261,7 +262,13 @@ def draw(
             steps.done(min(start + block, len(prompts)))
             if steps.interrupted:
                 steps.leave()
-    records = run.lines(file)[1:]
+    return kept(run, file)
+
+
+def kept(run: Run, file: str) -> dict[str, Drawn]:
+    """What `draw` has kept in a file of a run, by policy, in the plan's order."""
+    header, *records = run.lines(file)
+    names = header["plan"]["policies"]
     return {name: _collect([r for r in records if r["policy"] == name]) for name in names}
 
 

@@ -23,6 +23,7 @@ from lora_rlhf.training.material import TokenisedPrompt
 from lora_rlhf.training.session import Session
 
 Law = Literal["best_of_n", "ppo"]
+START, POLICIES = "evaluate/best_of_n.jsonl", "evaluate/policies.jsonl"
 _FEWEST = 3  # points with d > 0 that two coefficients are fitted to
 
 
@@ -149,13 +150,25 @@ def watch_policies(stages: Mapping[int, Drawn], chooser: Chooser, start: Drawn) 
         return Watch(
             False, "Not watched: nothing but the reward model has judged. Give evaluate.judge."
         )
-    path = [
+    return watch_stages(path_of(stages, chooser), *spreads_of(start, chooser))
+
+
+def path_of(stages: Mapping[int, Drawn], chooser: Chooser) -> list[Stage]:
+    """What proxy and gold say of each kept policy, a prompt."""
+    return [
         Stage(f"step {step}", chooser.combine(d.scores).mean(-1), d.gold.mean(-1))
         for step, d in stages.items()
         if d.gold is not None
     ]
-    spread = float(chooser.combine(start.scores).std()), float(start.gold.std())
-    return watch_stages(path, max(spread[0], 1e-9), max(spread[1], 1e-9))
+
+
+def spreads_of(start: Drawn, chooser: Chooser) -> tuple[float, float]:
+    """Standard deviations of the start's single answers by proxy and gold."""
+    assert start.gold is not None
+    return (
+        max(float(chooser.combine(start.scores).std()), 1e-9),
+        max(float(start.gold.std()), 1e-9),
+    )
 
 
 # -- running ------------------------------------------------------------------------------------
@@ -189,14 +202,14 @@ def run_frontier(
     """
     began, chooser = time.monotonic(), chooser or Chooser()
     plan = Plan({"sft": "sft"}, most, temperature, chooser.members, judge)
-    start = draw(session, "evaluate/best_of_n.jsonl", plan, prompts, stage)["sft"]
+    start = draw(session, START, plan, prompts, stage)["sft"]
     points = best_of_n_points(start, chooser, counts_up_to(most))
     stages = {0: start.first(answers)}
     with kept_policies(session) as policies:
         if policies:
             named = {f"step-{step}": adapter for step, adapter in policies.items()}
             plan = Plan(named, answers, temperature, chooser.members, judge)
-            drawn = draw(session, "evaluate/policies.jsonl", plan, prompts, stage)
+            drawn = draw(session, POLICIES, plan, prompts, stage)
             stages |= {step: drawn[f"step-{step}"] for step in policies}
     if len(stages) > 1:
         points += policy_points({0: start} | {s: d for s, d in stages.items() if s}, chooser)

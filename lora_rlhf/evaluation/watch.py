@@ -65,22 +65,32 @@ def mean_interval(values: Floats | Sequence[float]) -> Interval:
     return Interval(float(given.mean()), float(low), float(high))
 
 
-def watch_stages(
-    stages: Sequence[Stage], proxy_spread: float, truth_spread: float, truth: str = "gold"
-) -> Watch:
-    """Whether the last of several policies has been over-optimised.
+@dataclass(frozen=True)
+class Change:
+    """What happened from the height of the truth to the last policy, in standard deviations.
 
-    The last is held against the one whose truth is highest. Which that is, half of the prompts say
-    for the other half, so that the best of many by chance is not taken for a height that was lost.
+    Attributes:
+        proxy: rise of the reward model's score.
+        truth: rise of the truth; below 0 it fell.
+        between: `from step 8 to step 24`.
+    """
+
+    proxy: Interval
+    truth: Interval
+    between: str
+
+
+def since_the_peak(stages: Sequence[Stage], proxy_spread: float, truth_spread: float) -> Change:
+    """The change from the policy whose truth is highest to the last one.
+
+    Which that is, half of the prompts say for the other half, so that the best of many by chance is
+    not taken for a height that was lost.
 
     Args:
         stages: in order, on the same prompts; the first is the start.
         proxy_spread: standard deviation of the start's single answers by the proxy, the unit.
         truth_spread: the same by the truth.
-        truth: what to call it.
     """
-    if len(stages) < 2:
-        return Watch(False, "There is one policy alone, so that nothing can have been lost.")
     half = np.arange(len(stages[0].truth)) % 2 == 0
     proxy, gained = np.zeros(len(half)), np.zeros(len(half))
     peaks = []
@@ -90,7 +100,24 @@ def watch_stages(
         proxy[mine] = (stages[-1].proxy - peak.proxy)[mine] / proxy_spread
         gained[mine] = (stages[-1].truth - peak.truth)[mine] / truth_spread
     between = f"from {' or '.join(dict.fromkeys(peaks))} to {stages[-1].name}"
-    return verdict(mean_interval(proxy), mean_interval(gained), between, truth)
+    return Change(mean_interval(proxy), mean_interval(gained), between)
+
+
+def watch_stages(
+    stages: Sequence[Stage], proxy_spread: float, truth_spread: float, truth: str = "gold"
+) -> Watch:
+    """Whether the last of several policies has been over-optimised.
+
+    Args:
+        stages: as in `since_the_peak`.
+        proxy_spread: as there.
+        truth_spread: as there.
+        truth: what to call it.
+    """
+    if len(stages) < 2 or len(stages[0].truth) < 2:
+        return Watch(False, "There is one policy or prompt alone: nothing to hold it against.")
+    change = since_the_peak(stages, proxy_spread, truth_spread)
+    return verdict(change.proxy, change.truth, change.between, truth)
 
 
 def verdict(proxy: Interval, gained: Interval, between: str, truth: str = "gold") -> Watch:
