@@ -94,7 +94,12 @@ def export(
         ),
     ] = None,
     heldout: Annotated[
-        float, typer.Option(metavar="SHARE", help="Of prompts, into pairs-eval.jsonl.")
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Of prompts, into pairs-eval.jsonl. What the app holds out stands in *-eval.jsonl "
+            "in any case.",
+        ),
     ] = 0.1,
     margin: Annotated[
         bool, typer.Option("--margin", help="A column margin in pairs: 1 for much better.")
@@ -116,9 +121,10 @@ def export(
             removed = {f: n["removed"] for f, n in done.manifest["filters"].items()}
             gone = {f: n for f, n in (removed | done.manifest["left_out"]).items() if n}
             without = f"; without {', '.join(f'{n} {f}' for f, n in gone.items())}" if gone else ""
-            console.print(
-                f"{done.files[0]}: {done.rows} rows{without}", markup=False, soft_wrap=True
-            )
+            train, *others = done.manifest["files"]
+            held = f", {others[0]['rows']} in {others[0]['name']}" if others else ""
+            line = f"{done.files[0]}: {train['rows']} rows{held}{without}"
+            console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Try:\n\nlora-rlhf preferences stats --store rankings.db")

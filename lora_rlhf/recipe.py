@@ -87,6 +87,8 @@ class Source(Section):
     """For .txt: what stands between two documents; unset, one document a line."""
     prompt_tokens: Count | None = None
     """For plain text: so many first tokens of a document are the prompt, the rest the response."""
+    heldout: bool = False
+    """Of a store: also rankings of prompts that the app holds out, which measure nothing then."""
 
     @model_validator(mode="before")
     @classmethod

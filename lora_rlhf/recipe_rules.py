@@ -89,6 +89,7 @@ IDLE: dict[type[Section], tuple[Idle, ...]] = {
             lambda s: s.builtin in ("demonstrations", "prompts") or is_store(s.path or ""),
             "it splits plain text into prompt and response",
         ),
+        Idle("heldout", lambda s: not is_store(s.path or ""), "a store alone knows such prompts"),
     ),
     Ppo: (
         Idle(
@@ -107,11 +108,7 @@ IDLE: dict[type[Section], tuple[Idle, ...]] = {
             "a shared trunk trains at ppo.learning_rate; weigh the loss by ppo.value_coef",
         ),
         Idle("ptx_batch_size", lambda p: p.ptx_coef == 0, "ppo.ptx_coef is 0"),
-        Idle(
-            "missing_eos_score",
-            lambda p: p.missing_eos == "none",
-            "ppo.missing_eos is none",
-        ),
+        Idle("missing_eos_score", lambda p: p.missing_eos == "none", "ppo.missing_eos is none"),
         Idle(
             "target_kl",
             lambda p: p.ppo_epochs == 1 and p.minibatch_size == p.batch_size,

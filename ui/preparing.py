@@ -77,7 +77,8 @@ def retraining_recipe(
     for override in wishes.overrides:
         _require_open(override, old)
     snapshot = json.dumps(str((folder / SNAPSHOT).absolute()))
-    changes = ["rank=null", f"data.rankings={{path: {snapshot}}}"]
+    heldout = ", heldout: true" if wishes.heldout else ""
+    changes = ["rank=null", f"data.rankings={{path: {snapshot}{heldout}}}"]
     if _RECIPE_NAME.fullmatch(folder.name):
         changes.append(f"name={folder.name}")
     if old.reward is None:

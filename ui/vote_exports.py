@@ -52,8 +52,14 @@ def export(
     return path, _export_words(made)
 
 
+def _held_out(one: Exported) -> str:
+    """How many of the rows are held out, where a file keeps them apart."""
+    held = sum(facts["rows"] for facts in one.manifest["files"][1:])
+    return f" ({held:,} held out)" if held else ""
+
+
 def _export_words(made: Sequence[Exported]) -> str:
-    rows = ", ".join(f"{one.kind} {plural(one.rows, 'row')}" for one in made)
+    rows = ", ".join(f"{one.kind} {plural(one.rows, 'row')}{_held_out(one)}" for one in made)
     if len(made) > 1:
         return f"{rows}. The manifests say what was left out."
     (one,) = made

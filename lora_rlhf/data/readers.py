@@ -28,6 +28,8 @@ _A_LINE = "one JSON object a line"
 _A_LIST = 'a list of JSON objects, {"data": [...]} with such a list, or one object a line'
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _LONGEST_CELL = 2**27
+OF_APP = "on a prompt that the app holds out"
+"""Why a store's row is left out unless `Source.heldout`."""
 _GAP = re.compile(r"[\s,]*")  # between two items of a JSON list
 
 
@@ -38,13 +40,14 @@ class Unreachable(Exception):
 def read_rows(source: Source) -> Iterator[Numbered]:
     """(line, row) of a path or hub source, at most `source.limit`; a BadRow where none is readable.
 
-    A .txt file gives {"text": ...} a document, a store of rankings a judgement. Line 0
-    stands for the file as a whole; a BadRow there is the last item.
+    A .txt file gives {"text": ...} a document, a store of rankings a judgement; of a prompt that
+    the app holds out, only with `source.heldout`. Line 0 stands for the file as a whole; a BadRow
+    there is the last item.
 
     Raises:
         Unreachable: a hub data set, without a network.
     """
-    rows = _hub_rows(source) if source.path is None else _file_rows(source.path, source.separator)
+    rows = _hub_rows(source) if source.path is None else _file_rows(source, source.path)
     some = False
     for item in islice(rows, source.limit):
         some = True
@@ -61,9 +64,9 @@ def name_of(source: Source) -> str:
 # -- files --------------------------------------------------------------------------------------
 
 
-def _file_rows(name: str, separator: str | None) -> Iterator[Numbered]:
+def _file_rows(source: Source, name: str) -> Iterator[Numbered]:
     if is_store(name):
-        yield from _store_rows(name)
+        yield from _store_rows(name, source.heldout)
         return
     path = Path(name).expanduser()
     suffixes = [s.lower() for s in path.suffixes]
@@ -78,7 +81,7 @@ def _file_rows(name: str, separator: str | None) -> Iterator[Numbered]:
     elif kind == ".parquet":
         yield from _parquet_rows(path, packed)
     else:
-        yield from _guarded(path, packed, kind, separator)
+        yield from _guarded(path, packed, kind, source.separator)
 
 
 def _guarded(path: Path, packed: bool, kind: str, separator: str | None) -> Iterator[Numbered]:
@@ -248,15 +251,18 @@ def _parquet_rows(path: Path, packed: bool) -> Iterator[Numbered]:
 # -- a store of rankings ------------------------------------------------------------------------
 
 
-def _store_rows(location: str) -> Iterator[Numbered]:
+def _store_rows(location: str, heldout: bool) -> Iterator[Numbered]:
     """A row for each judgement that orders answers; the others say why they do not."""
-    from lora_rlhf.preferences.rows import ranking_row, why_no_order
+    from lora_rlhf.preferences.rows import heldout_prompts, ranking_row, why_no_order
     from lora_rlhf.preferences.store import Store
 
     try:
         with Store.open(location, create=False, read_only=True) as store:
+            unseen = set() if heldout else heldout_prompts(store)
             for judged in store.each_judged(retracted=True):
                 reason = "retracted" if judged.retracted else why_no_order(judged)
+                if reason is None and judged.task.prompt_sha256 in unseen:
+                    reason = OF_APP
                 yield judged.seq, UselessRow(reason) if reason else ranking_row(judged)
     except PreferenceError as error:
         found = str(error).removeprefix(str(Path(location).expanduser())).lstrip(": ")

@@ -8,7 +8,7 @@ from lora_rlhf.data import fields
 from lora_rlhf.data.fields import to_demonstration, to_prompt, to_ranking, to_text
 from lora_rlhf.data.plain import split_document
 from lora_rlhf.data.problems import BadRow, Loaded, Problem, UselessRow, require
-from lora_rlhf.data.readers import Row, Unreachable, name_of, read_rows
+from lora_rlhf.data.readers import OF_APP, Row, Unreachable, name_of, read_rows
 from lora_rlhf.data.records import Demonstration, Prompt, R, Ranking, Text, user
 from lora_rlhf.data.template import ChatFormat
 from lora_rlhf.errors import DataError
@@ -50,12 +50,17 @@ def load_demonstrations(
 
 
 def load_rankings(source: Source) -> Loaded[Ranking]:
-    """Preferences and K-way rankings; those in which nothing is preferred are counted, not kept."""
+    """Preferences and K-way rankings; those in which nothing is preferred are counted, not kept.
+
+    So are those of a store on prompts that the app holds out, unless `source.heldout`.
+    """
     loaded = _load(source, fields.RANKING_FIELDS, to_ranking)
     if loaded.dropped and not loaded.records and not loaded.problems:
         reasons = ", ".join(f"{n} x {why}" for why, n in loaded.dropped.items())
-        found = f"nothing is preferred to anything in any row ({reasons})"
+        found = f"no row can be trained on ({reasons})"
         allowed = "at least one row in which one answer is better than another"
+        if OF_APP in loaded.dropped:
+            allowed += f"; heldout: true beside path trains on what is {OF_APP}, too"
         loaded.problems.append(Problem(name_of(source), 0, found, allowed, "one class only"))
     return loaded
 
@@ -68,11 +73,14 @@ def load_prompts(
     Args:
         source: from the recipe.
         tokenizer: needed where `source.prompt_tokens` is set.
-        heldout: of a builtin source, the prompts that its training never sees.
+        heldout: of a builtin source, the prompts that its training never sees; of a store, also
+            those that the app holds out.
         seed: of a builtin source.
     """
     if source.builtin is not None:
         return _builtin(source, seed, heldout, to_prompt)
+    if heldout:
+        source = source.model_copy(update={"heldout": True})
     if source.prompt_tokens is not None:
         count = source.prompt_tokens
         return _load(

@@ -1,12 +1,15 @@
 """Judgements as files for other tools, each with a manifest of what is in it and what is not.
 
-    pairs.jsonl        prompt, chosen, rejected for TRL and the like; pairs-eval.jsonl is held out
+    pairs.jsonl        prompt, chosen, rejected for TRL and the like
     rankings.jsonl     a row a judgement: prompt, responses, ranking; our own recipes read it
     battles.jsonl      model_a, model_b, winner: the layout of the Chatbot Arena
     kto.jsonl          prompt, completion, label, from likes
     leaderboard.csv    win rates with intervals
 
-All are made from one state of the store. Files are readable by their owner alone.
+What is on a prompt that the app holds out never stands in one of the three that train, but in
+pairs-eval.jsonl, rankings-eval.jsonl, kto-eval.jsonl; of pairs, so does a part of all others.
+Battles and win rates measure, and hold everything. All are made from one state of the store. Files
+are readable by their owner alone.
 """
 
 import csv
@@ -35,7 +38,6 @@ from lora_rlhf.preferences.store import Judged, Store
 
 EXPORTS = ("pairs", "rankings", "battles", "kto", "leaderboard")
 FILTERS = ("retracted", "unfinished", "non-blind", "too-fast", "identical")
-_HELDOUT_POOL = "pool:heldout"
 _SALT = "export"  # the app's own prompts all come from one side of the split without it
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -46,7 +48,7 @@ class Exported:
 
     Attributes:
         kind: of EXPORTS.
-        files: data files, then the manifest.
+        files: data files, first what may be trained on, then what is held out, then the manifest.
         rows: in all data files.
         manifest: the content of the manifest.
     """
@@ -108,7 +110,8 @@ def export(
         kind: of EXPORTS.
         folder: made when it does not exist.
         filters: what to leave out, of FILTERS.
-        heldout_fraction: of the prompts of `pairs`, into a file of their own; 0 for none.
+        heldout_fraction: of the prompts of `pairs`, into the file of what is held out; with 0, that
+            holds what the app holds out, as those of `rankings` and `kto` do.
         margin: add a column `margin` to `pairs`: 1 for much better, else 0.
 
     Raises:
@@ -184,19 +187,24 @@ def _write(
         path = folder / "leaderboard.csv"
         _write_whole(path, content)
         return [path], {"files": [_file_facts(path, count)]}
-    if kind == "pairs":
-        heldout = _heldout_prompts(store, heldout_fraction)
-        return _write_pairs(folder, kept, selection, heldout, margin)
-    shown = store.each_judged(retracted=True) if kind == "battles" else ()
-    names = ratings.arm_names({ratings.arm_key(r) for j in shown for r in j.task.responses})
-    to_row = {
-        "rankings": rows.ranking_export,
-        "kto": rows.kto_row,
-        "battles": lambda judged: rows.battle_row(judged, names),
-    }[kind]
-    path = folder / f"{kind}.jsonl"
-    count = _write_lines(path, _useful(map(to_row, kept), selection))
-    return [path], {"files": [_file_facts(path, count)]}
+    if kind == "battles":
+        shown = store.each_judged(retracted=True)
+        names = ratings.arm_names({ratings.arm_key(r) for j in shown for r in j.task.responses})
+        path = folder / "battles.jsonl"
+        made = (rows.battle_row(judged, names) for judged in kept)
+        count = _write_lines(path, _useful(made, selection))
+        return [path], {"files": [_file_facts(path, count)]}
+    to_rows: dict[str, Callable[[Judged], list[Row] | str]] = {
+        "pairs": lambda judged: rows.pair_rows(judged, margin),
+        "rankings": lambda judged: _one(rows.ranking_export(judged)),
+        "kto": lambda judged: _one(rows.kto_row(judged)),
+    }
+    heldout = _heldout_prompts(store, heldout_fraction if kind == "pairs" else 0.0)
+    return _write_split(folder, kind, kept, selection, heldout, to_rows[kind])
+
+
+def _one(row: Row | str) -> list[Row] | str:
+    return row if isinstance(row, str) else [row]
 
 
 def _useful(made: Iterable[Row | str], selection: _Selection) -> Iterator[Row]:
@@ -208,19 +216,21 @@ def _useful(made: Iterable[Row | str], selection: _Selection) -> Iterator[Row]:
             yield row
 
 
-def _write_pairs(
+def _write_split(
     folder: Path,
+    kind: str,
     kept: Iterable[Judged],
     selection: _Selection,
     heldout: set[str],
-    margin: bool,
+    to_rows: Callable[[Judged], list[Row] | str],
 ) -> tuple[list[Path], dict[str, Any]]:
-    train, held = folder / "pairs.jsonl", folder / "pairs-eval.jsonl"
+    """What may be trained on and what is held out, each into a file of its own."""
+    train, held = folder / f"{kind}.jsonl", folder / f"{kind}-eval.jsonl"
     with tempfile.TemporaryFile("w+", encoding="utf-8") as aside:
 
         def of_training() -> Iterator[Row]:
             for judged in kept:
-                found = rows.pair_rows(judged, margin)
+                found = to_rows(judged)
                 if isinstance(found, str):
                     selection.left_out[found] += 1
                 elif judged.task.prompt_sha256 in heldout:
@@ -236,16 +246,14 @@ def _write_pairs(
 
 
 def _heldout_prompts(store: Store, fraction: float) -> set[str]:
-    """Hashes of the prompts to hold out: by hash, and all that the app itself holds out."""
-    prompts: dict[str, Prompt] = {}
-    held: set[str] = set()
-    for judged in store.each_judged():
-        prompts[judged.task.prompt_sha256] = Prompt(judged.task.prompt)
-        if judged.task.prompt_source.startswith(_HELDOUT_POOL):
-            held.add(judged.task.prompt_sha256)
+    """Hashes of the prompts to hold out: all that the app itself does, and a fraction by hash."""
+    held = rows.heldout_prompts(store)
+    if not fraction:
+        return held
+    prompts = {j.task.prompt_sha256: Prompt(j.task.prompt) for j in store.each_judged()}
     hashes = {id(prompt): sha for sha, prompt in prompts.items()}
     _, out = split_by_prompt(list(prompts.values()), fraction, _SALT)
-    return held | {hashes[id(prompt)] for prompt in out} if fraction else set()
+    return held | {hashes[id(prompt)] for prompt in out}
 
 
 def _leaderboard(kept: list[Judged], selection: _Selection) -> tuple[str, int]:

@@ -6,12 +6,26 @@ from typing import Any
 from lora_rlhf.preferences.counting import pairs_of
 from lora_rlhf.preferences.events import Response
 from lora_rlhf.preferences.ratings import ArmKey, arm_key
-from lora_rlhf.preferences.store import Judged
+from lora_rlhf.preferences.store import Judged, Store
 
 Row = dict[str, Any]
 TAG = "tag"
 """Key of `Task.app` for what the file of an imported ranking called its kind."""
+HELDOUT_POOL = "pool:heldout"
+"""How `Task.prompt_source` begins where the app gave a prompt that nothing may train on."""
 _MUCH_BETTER = 2
+
+
+def heldout_prompts(store: Store) -> set[str]:
+    """Hashes of the prompts that the app held out when it asked for judgements of them.
+
+    Whoever types such a prompt has it of there; votes that were taken back count, too.
+    """
+    return {
+        judged.task.prompt_sha256
+        for judged in store.each_judged(retracted=True)
+        if judged.task.prompt_source.startswith(HELDOUT_POOL)
+    }
 
 
 def is_identical(judged: Judged) -> bool:

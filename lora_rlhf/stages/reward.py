@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lora_rlhf.data.batches import make_sequences, tokenise_rankings
-from lora_rlhf.data.readers import name_of
+from lora_rlhf.data.readers import OF_APP, name_of
 from lora_rlhf.data.records import Ranking, prompt_key, prompt_text
 from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.data.splits import deduplicate, leak_check, split_rankings
@@ -96,7 +96,13 @@ def rankings(session: Session) -> tuple[list[Group], list[Group]]:
         DataError: none are usable, or a prompt stands in both parts.
     """
     source = _source(session)
-    records, _ = deduplicate(require(load_rankings(source)))
+    loaded = load_rankings(source)
+    records, _ = deduplicate(require(loaded))
+    if OF_APP in loaded.dropped:
+        session.tell(
+            f"reward: {loaded.dropped[OF_APP]} rankings left out ({OF_APP}); "
+            f"data.rankings.heldout=true trains on them, too"
+        )
     sampled = session.recipe.rank is not None or is_store(source.path or "")
     train, heldout = split_rankings(
         records, session.recipe.data.heldout_fraction, of_training_prompts=sampled

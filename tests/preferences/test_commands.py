@@ -126,7 +126,7 @@ def test_export_says_what_it_left_out(here):
     ]
     call("export", "--to", "all", "--heldout", "0", "--margin")
     assert "margin" in (here / "all" / "pairs.jsonl").read_text()
-    assert len(list((here / "all").iterdir())) == 11
+    assert len(list((here / "all").iterdir())) == 13
 
 
 def test_erase_asks_and_forgets(here):

@@ -138,6 +138,27 @@ def test_what_the_app_holds_out_is_held_out(store, tmp_path):
     assert {f"question {i}" for i in range(30)} <= held
 
 
+@pytest.mark.parametrize("kind", ["pairs", "rankings", "kto"])
+def test_nothing_to_train_on_is_on_a_prompt_that_the_app_holds_out(store, tmp_path, kind):
+    """Nor is such a prompt where somebody has typed it, or where no share is held out besides."""
+    for source in ("pool:heldout#3", "typed", "pool:train#4"):
+        prompt = "of the app" if source != "pool:train#4" else "of training"
+        add(store, task(SHOWN, prompt=prompt, prompt_source=source))
+        liked = task(1, prompt=prompt, prompt_source=source, blind=False)
+        store.add_many([liked, like(liked)])
+    done = export(store, kind, tmp_path, heldout_fraction=0.0)
+    train = [r["prompt"][0]["content"] for r in lines(tmp_path / f"{kind}.jsonl")]
+    held = [r["prompt"][0]["content"] for r in lines(tmp_path / f"{kind}-eval.jsonl")]
+    assert (train, held) == (["of training"], ["of the app"] * 2)
+    assert [f["rows"] for f in done.manifest["files"]] == [1, 2]
+
+
+def test_what_measures_holds_every_prompt(store, tmp_path):
+    add(store, task(SHOWN, prompt_source="pool:heldout#3"))
+    export(store, "battles", tmp_path)
+    assert len(lines(tmp_path / "battles.jsonl")) == 1
+
+
 # -- the other kinds ----------------------------------------------------------------------------
 
 

@@ -80,6 +80,46 @@ def test_a_store_is_a_source_of_rankings(location, store):
     ]
 
 
+def hold_out(store: Store, count: int) -> None:
+    """Judgements of prompts that the app held out; the last prompt was typed by somebody, too."""
+    for i in range(count):
+        shown = task(prompt=f"held out {i}", prompt_source=f"pool:heldout#{i}")
+        store.add_many([shown, vote(shown)])
+    typed = task(prompt=f"held out {count - 1}")
+    store.add_many([typed, vote(typed)])
+
+
+def test_what_the_app_holds_out_is_not_trained_on_unless_it_is_wanted(location, store):
+    fill(store)
+    hold_out(store, 3)
+    usual, wanted = Source(path=location), Source(path=location, heldout=True)
+    loaded = load_rankings(usual)
+    assert len(loaded.records) == 2
+    assert loaded.dropped == DROPPED | {"on a prompt that the app holds out": 4}
+    assert len(load_rankings(wanted).records) == 2 + 4
+    assert load_rankings(wanted).dropped == DROPPED
+
+    def held(source: Source, **options: bool) -> int:
+        prompts = require(load_prompts(source, **options))
+        return sum("held out" in p.messages[0]["content"] for p in prompts)
+
+    assert held(usual) == 0  # the prompts of PPO
+    assert held(usual, heldout=True) == 4  # those of the evaluation
+
+
+def test_the_check_tells_what_is_left_out_for_the_app_and_how_to_have_it(location, store):
+    hold_out(store, 3)
+    problems, _ = check_data(recipe(f"'{location}'"))
+    assert "4 x on a prompt that the app holds out" in str(problems[0])
+    assert "heldout: true beside path" in str(problems[0])
+    fill(store)
+    problems, notes = check_data(recipe(f"'{location}'"))
+    assert [p.kind for p in problems] == []
+    assert "data.rankings: 4 rows dropped (on a prompt that the app holds out)" in notes
+    _, notes = check_data(recipe(f"{{path: '{location}', heldout: true}}"))
+    assert f"data.rankings: 6 usable rows in {location}" in notes
+
+
 def test_the_check_reports_a_store_as_any_other_file(location, store):
     fill(store)
     problems, notes = check_data(recipe(f"'{location}'"))
@@ -111,6 +151,7 @@ def test_text_is_short_for_a_path_and_is_written_out(tmp_path):
     [
         ("'postgresql://ana:hunter2@host/votes'", "~/.pgpass"),
         ("{path: a.db, prompt_tokens: 3}", "prompt_tokens has no effect"),
+        ("{path: a.jsonl, heldout: true}", "heldout has no effect"),
         ("[a.db]", "data.rankings is"),
         ("3", "data.rankings is 3"),
     ],

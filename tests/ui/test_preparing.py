@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.errors import ConfigError, UserError
 from lora_rlhf.preferences.events import Retract
 from lora_rlhf.preferences.store import Store
@@ -264,6 +265,21 @@ def test_what_is_trained_on_does_not_evaluate(make, engine, store) -> None:
     assert clean is not None
     assert mixed is not None
     assert (clean.prompts, mixed.prompts) == (256, 37)
+
+
+def test_the_reward_stage_reads_votes_on_held_out_prompts_where_they_are_wanted(
+    make, engine, runs, store
+) -> None:
+    for prompt in engine.pool("heldout")[:3]:
+        made = task(prompt=prompt.messages[0]["content"], prompt_source=prompt.source)
+        store.add_many([made, vote(made)])
+    jobs = finished(make(), Wishes("quick", "reward", heldout=True))
+    source = load_recipe(str(runs / "quick-2" / "recipe.yaml"), finished=("sft",)).data.rankings
+    assert source is not None
+    assert len(require(load_rankings(source))) == 23
+    usual = jobs.plan(Wishes("quick", "reward")).recipe.data.rankings
+    assert usual is not None
+    assert not usual.heldout
 
 
 def test_votes_on_held_out_prompts_measure_and_do_not_train(make, runs, store) -> None:

@@ -39,7 +39,9 @@ def names_in(path: Path) -> set[str]:
 def test_each_export_is_a_zip_with_its_manifest(
     filled: Studio, ana: Person, downloads: Downloads
 ) -> None:
-    files = {"pairs": {"pairs.jsonl", "pairs-eval.jsonl"}, "leaderboard": {"leaderboard.csv"}}
+    split = ("pairs", "rankings", "kto")
+    files = {kind: {f"{kind}.jsonl", f"{kind}-eval.jsonl"} for kind in split}
+    files["leaderboard"] = {"leaderboard.csv"}
     for kind in EXPORTS:
         path, said = export(filled, ana, downloads, kind)
         assert path.name == f"{kind}.zip"
@@ -47,7 +49,7 @@ def test_each_export_is_a_zip_with_its_manifest(
         assert said.startswith(f"{kind} ")
     path, said = export(filled, ana, downloads, EVERYTHING)
     assert path.name == "votes.zip"
-    assert len(names_in(path)) == 11
+    assert len(names_in(path)) == 13
     assert all(kind in said for kind in EXPORTS)
 
 
