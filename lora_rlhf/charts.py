@@ -95,23 +95,42 @@ def line_chart(
     series = [s for s in series if any(math.isfinite(y) for _, y in s.points)]
     if not series:
         return ""
-    frame = _Frame.around(series, references)
-    marks = [_grid(frame, form, x_label)]
+    frame = Frame.around(series, references)
+    marks = [grid(frame, form, x_label)]
     marks += [_line(frame, s, i) for i, s in enumerate(series)]
     marks.append(_references(frame, references))
     last = ", ".join(f"{s.label} {form(_last(s))}" for s in series)
-    about = escape(f"{title}: {last} at the end")
+    return figure(title, unit, _legend(series, form), "".join(marks), f"{title}: {last} at the end")
+
+
+def figure(title: str, unit: str, legend: str, marks: str, about: str) -> str:
+    """A chart with its title.
+
+    Args:
+        title: above it.
+        unit: after the title.
+        legend: HTML.
+        marks: SVG.
+        about: for who cannot see it.
+    """
     return (
         f'<figure><figcaption><b>{escape(title)}</b> <span class="unit">{escape(unit)}</span>'
-        f"{_legend(series, form)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{about}">'
-        f"{''.join(marks)}</svg></figure>"
+        f"{legend}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(about)}">'
+        f"{marks}</svg></figure>"
     )
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """The map from data to the drawing."""
+class Frame:
+    """The map from data to the drawing.
+
+    Attributes:
+        x_ticks: where the x axis has marks.
+        y_ticks: where the y axis has marks; the first and the last bound it.
+        x_low: left end.
+        x_high: right end.
+    """
 
     x_ticks: list[float]
     y_ticks: list[float]
@@ -119,7 +138,8 @@ class _Frame:
     x_high: float
 
     @classmethod
-    def around(cls, series: Sequence[Series], references: Sequence[Reference]) -> "_Frame":
+    def around(cls, series: Sequence[Series], references: Sequence[Reference]) -> "Frame":
+        """That holds lines over steps, and the references that are near them."""
         xs = [x for s in series for x, _ in s.points]
         ys = [y for s in series for _, y in s.points if math.isfinite(y)]
         low, high = min(ys), max(ys)
@@ -135,18 +155,27 @@ class _Frame:
         return cls(x_ticks, nice_ticks(low, high), x_low, x_high)
 
     def x(self, value: float) -> float:
+        """Place of a value on the x axis."""
         share = (value - self.x_low) / (self.x_high - self.x_low)
         return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
+        """Place of a value on the y axis; top is larger."""
         share = (value - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
     def holds(self, value: float) -> bool:
+        """Whether the y axis reaches so far."""
         return self.y_ticks[0] <= value <= self.y_ticks[-1]
 
 
-def _grid(frame: _Frame, form: Callable[[float], str], x_label: str) -> str:
+def grid(
+    frame: Frame,
+    form: Callable[[float], str],
+    x_label: str,
+    x_form: Callable[[float], str] = plain_number,
+) -> str:
+    """Axes with their marks and the lines behind the data."""
     parts = []
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
     for tick in frame.y_ticks:
@@ -156,7 +185,7 @@ def _grid(frame: _Frame, form: Callable[[float], str], x_label: str) -> str:
     for tick in frame.x_ticks:
         x = frame.x(tick)
         parts.append(f'<path class="grid" d="M{x:.1f} {bottom}v4"/>')
-        text = plain_number(tick)
+        text = x_form(tick)
         parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 15}">{text}</text>')
     parts.append(f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>')
     middle = (_LEFT + right) / 2
@@ -165,7 +194,7 @@ def _grid(frame: _Frame, form: Callable[[float], str], x_label: str) -> str:
     return "".join(parts)
 
 
-def _references(frame: _Frame, references: Sequence[Reference]) -> str:
+def _references(frame: Frame, references: Sequence[Reference]) -> str:
     parts = []
     above = -_LABEL_ROOM
     for reference in sorted(references, key=lambda r: -r.value):
@@ -183,7 +212,7 @@ def _references(frame: _Frame, references: Sequence[Reference]) -> str:
     return "".join(parts)
 
 
-def _line(frame: _Frame, series: Series, index: int) -> str:
+def _line(frame: Frame, series: Series, index: int) -> str:
     color = f"c{index % 4}"
     points = [(x, y) for x, y in series.points if math.isfinite(y)]
     if len(points) == 1:
@@ -239,7 +268,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return kept
 
 
-def _path(frame: _Frame, points: Sequence[tuple[float, float]]) -> str:
+def _path(frame: Frame, points: Sequence[tuple[float, float]]) -> str:
     parts, pen = [], "M"
     for x, y in points:
         if not math.isfinite(y):
@@ -268,14 +297,40 @@ def interval_bar(share: float, low: float, high: float) -> str:
     """A share with its interval on a line from 0 to 100%, with a mark at a coin's 50%."""
     tone = "good" if low > 0.5 else "bad" if high < 0.5 else "even"
     about = f"{share:.1%}, 95% interval {low:.1%} to {high:.1%}"
+    return span_bar(share, low, high, (0.0, 1.0), about, mark=0.5, tone=tone)
+
+
+def span_bar(
+    value: float,
+    low: float,
+    high: float,
+    ends: tuple[float, float],
+    about: str,
+    mark: float | None = None,
+    tone: str = "plain",
+) -> str:
+    """A value with its interval on a line.
+
+    Args:
+        value: the dot.
+        low: where its interval begins.
+        high: where it ends.
+        ends: of the line, different from each other.
+        about: for who cannot see it.
+        mark: what to hold the value against.
+        tone: good, even, bad or plain.
+    """
     left, span = 4, 152
 
-    def at(value: float) -> str:
-        return f"{left + span * min(1.0, max(0.0, value)):.1f}"
+    def at(number: float) -> str:
+        share = (number - ends[0]) / (ends[1] - ends[0])
+        return f"{left + span * min(1.0, max(0.0, share)):.1f}"
 
+    middle = "" if mark is None else f'<path class="ref" d="M{at(mark)} 2v16"/>'
     return (
-        f'<svg class="interval {tone}" viewBox="0 0 160 20" role="img" aria-label="{about}">'
-        f'<path class="axis" d="M{left} 10h{span}"/><path class="ref" d="M{at(0.5)} 2v16"/>'
+        f'<svg class="interval {tone}" viewBox="0 0 160 20" role="img" '
+        f'aria-label="{escape(about)}">'
+        f'<path class="axis" d="M{left} 10h{span}"/>{middle}'
         f'<path class="span" d="M{at(low)} 10H{at(high)}"/>'
-        f'<circle cx="{at(share)}" cy="10" r="4.5"/></svg>'
+        f'<circle cx="{at(value)}" cy="10" r="4.5"/></svg>'
     )

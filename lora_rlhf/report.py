@@ -8,27 +8,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.charts import (
-    Reference,
-    Series,
-    interval_bar,
-    line_chart,
-    percentage,
-    plain_number,
-)
+from lora_rlhf.charts import Reference, Series, line_chart, percentage, plain_number
 from lora_rlhf.display import short_time
+from lora_rlhf.report_frontier import frontier_section, watch_section
+from lora_rlhf.report_health import health_section
+from lora_rlhf.report_judging import labelers_section, rounds_section, win_section
+from lora_rlhf.report_parts import note, result_table, row, table
+from lora_rlhf.report_samples import samples_section
 from lora_rlhf.report_style import PAGE, STYLE
-from lora_rlhf.results import (
-    arm_name,
-    judge_name,
-    percent,
-    result_rows,
-    sample_pairs,
-    verdict,
-)
+from lora_rlhf.report_suites import suites_section
+from lora_rlhf.results import arm_name, percent, result_rows, verdict
 from lora_rlhf.runs import Json, Run, write_atomically
-
-_LOOKS = 12  # answers to one fixed prompt that are shown through training
 
 
 @dataclass(frozen=True)
@@ -106,10 +96,17 @@ def render(run: Run) -> str:
     spoken = verdict(summary)
     environment = _json(run, "environment.json")
     sections = [
+        ("Over-optimisation", watch_section(summary)),
+        ("Win rates", win_section(summary.get("win_rates", []))),
+        ("All arms in one table", rounds_section(summary.get("rounds", {}))),
         ("Results", _results(summary)),
-        ("Answers before and after", _samples(run)),
+        ("Answers side by side", samples_section(run)),
+        ("Reward against distance", frontier_section(summary.get("frontier", {}))),
+        ("Reward model: health card", _health(summary)),
+        ("Reward model, looked at closely", _reward(summary)),
+        ("Held-out labelers", labelers_section(summary.get("labelers", {}))),
+        ("What it forgot", suites_section(summary.get("suites", {}))),
         *((f"Training: {stage}", _charts(run, stage, summary)) for stage in CHARTS),
-        ("Reward model, looked at closely", _reward(summary.get("reward", {}))),
         ("Memory", _memory(summary.get("memory", {}), environment.get("device") == "cpu")),
         ("Environment", _facts(environment)),
         ("Recipe", _text(run, "recipe.yaml")),
@@ -138,27 +135,19 @@ def _header(run: Run, summary: Json) -> str:
     return (f"<ul class=chips>{chips}</ul>" if chips else "") + trouble
 
 
+def _health(summary: Json) -> str:
+    # Until PPO has ended again, its scores are those of the policy before.
+    with_policy = "ppo" in summary.get("seconds", {})
+    return health_section(summary.get("health", {}), with_policy)
+
+
 # -- results -------------------------------------------------------------------------------------
 
 
 def _results(summary: Json) -> str:
-    rows = []
-    for row in result_rows(summary):
-        bar = ""
-        if row.interval is not None and row.share is not None:
-            low, high = row.interval
-            bar = interval_bar(row.share, low, high)
-            bar += f'<span class="range">{percent(low)} to {percent(high)}</span>'
-        cells = (escape(row.name), escape(row.value), bar, escape(row.note))
-        rows.append(_row(cells))
-    if not rows:
-        return ""
-    head = ("", "value", "95% interval, 0 to 100%", "")
-    judge = summary.get("evaluate", {}).get("judge")
-    note = (
-        f"<p class=note>Judge: {escape(judge_name(judge))}. Ties count half.</p>" if judge else ""
-    )
-    return _table(head, rows, "results") + note + _arms(summary.get("arms", {}))
+    """What stages reached; win rates have a section of their own."""
+    rows = result_rows({k: v for k, v in summary.items() if k != "win_rates"})
+    return result_table(rows) + _arms(summary.get("arms", {}))
 
 
 def _arms(arms: Json) -> str:
@@ -181,15 +170,19 @@ def _arms(arms: Json) -> str:
         cells += [words(facts[key]) if key in facts else "" for _, key, words in columns]
         own = facts.get("parts", {})
         cells += [f"{own[p]:.3f}" if p in own else "" for p in parts]
-        rows.append(_row(cells))
-    return _table(("means", *(c[0] for c in columns), *parts), rows, "numbers")
+        rows.append(row(cells))
+    return table(("means", *(c[0] for c in columns), *parts), rows, "numbers")
 
 
-def _reward(reward: Json) -> str:
+def _reward(summary: Json) -> str:
+    """What an older run knows of its reward model; a health card says more."""
+    reward = summary.get("reward", {})
+    if "health" in summary:
+        return ""
     parts = []
     if reward.get("by_margin"):
-        rows = [_row((f"{m['margin']:.2f}", percent(m["accuracy"]))) for m in reward["by_margin"]]
-        parts.append(_table(("score difference", "accuracy"), rows, "numbers"))
+        rows = [row((f"{m['margin']:.2f}", percent(m["accuracy"]))) for m in reward["by_margin"]]
+        parts.append(table(("score difference", "accuracy"), rows, "numbers"))
     facts = []
     calibration = reward.get("calibration")
     if calibration:
@@ -200,7 +193,7 @@ def _reward(reward: Json) -> str:
     if "length_correlation" in reward:
         value = reward["length_correlation"]
         facts.append(f"Rank correlation of its score with length: {value:+.2f}.")
-    return "".join(parts) + (f"<p class=note>{escape(' '.join(facts))}</p>" if facts else "")
+    return "".join(parts) + (note(" ".join(facts)) if facts else "")
 
 
 # -- charts --------------------------------------------------------------------------------------
@@ -247,52 +240,6 @@ def _references(chart: Chart, summary: Json) -> Iterator[Reference]:
         yield Reference("no better than the mean", 0.0)
 
 
-# -- samples -------------------------------------------------------------------------------------
-
-
-def _samples(run: Run) -> str:
-    parts = []
-    for pair in sample_pairs(run):
-        sides = (
-            ("before", pair.before_name, pair.before, pair.before_score),
-            ("after", pair.after_name, pair.after, pair.after_score),
-        )
-        answers = "".join(
-            f"<div class={side}><h4>{escape(name)}{_score(score)}</h4>"
-            f"<p>{escape(text.strip()) or '<i>nothing</i>'}</p></div>"
-            for side, name, text, score in sides
-        )
-        prompt = escape(pair.prompt.strip())
-        parts.append(
-            f"<article><p class=prompt>{prompt}</p><div class=pair>{answers}</div></article>"
-        )
-    return "".join(parts) + _through_training(run.lines("ppo/samples.jsonl"))
-
-
-def _score(score: float | None) -> str:
-    return "" if score is None else f" <small>score {score:+.2f}</small>"
-
-
-def _through_training(records: Sequence[Json]) -> str:
-    """One fixed prompt's answer at every look."""
-    if not records:
-        return ""
-    prompt = records[0]["prompt"]
-    looks = [r for r in records if r["prompt"] == prompt]
-    every = math.ceil(len(looks) / _LOOKS)
-    shown = looks[::every] + ([looks[-1]] if (len(looks) - 1) % every else [])
-    rows = [
-        _row((f"step {r['step']}{_score(r.get('score'))}", escape(r["response"].strip())))
-        for r in shown
-    ]
-    if len(rows) < 2:
-        return ""
-    return (
-        f"<details><summary>One prompt through training</summary>"
-        f"<p class=prompt>{escape(prompt.strip())}</p>{_table((), rows, 'looks')}</details>"
-    )
-
-
 # -- the rest ------------------------------------------------------------------------------------
 
 
@@ -302,17 +249,17 @@ def _memory(memory: Json, on_cpu: bool) -> str:
         predicted, measured = sizes.get("predicted_gib"), sizes.get("measured_gib")
         words = [f"{v:.2f} GiB" if v is not None else "" for v in (predicted, measured)]
         off = f"{measured / predicted - 1:+.0%}" if predicted and measured is not None else ""
-        rows.append(_row((escape(phase), *words, off)))
+        rows.append(row((escape(phase), *words, off)))
     if not rows:
         return ""
     head = ("phase", "predicted", "measured", "difference")
-    note = "On a CPU the measured figure is the process's peak so far, which never falls."
-    return _table(head, rows, "numbers") + (f"<p class=note>{note}</p>" if on_cpu else "")
+    said = "On a CPU the measured figure is the process's peak so far, which never falls."
+    return table(head, rows, "numbers") + (note(said) if on_cpu else "")
 
 
 def _facts(content: Json) -> str:
-    rows = [_row((escape(key), escape(value))) for key, value in _flat(content)]
-    return _table((), rows, "facts") if rows else ""
+    rows = [row((escape(key), escape(value))) for key, value in _flat(content)]
+    return table((), rows, "facts") if rows else ""
 
 
 def _flat(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -334,15 +281,3 @@ def _json(run: Run, file: str) -> Json:
 def _text(run: Run, file: str) -> str:
     path = run.path / file
     return f"<pre>{escape(path.read_text(encoding='utf-8'))}</pre>" if path.exists() else ""
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
-
-
-def _table(head: Sequence[str], rows: Sequence[str], kind: str) -> str:
-    top = "".join(f"<th>{escape(h)}</th>" for h in head)
-    header = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return (
-        f"<div class=wide><table class={kind}>{header}<tbody>{''.join(rows)}</tbody></table></div>"
-    )

@@ -30,11 +30,15 @@ body { margin: 0 auto; max-width: 1180px; padding: 20px 16px 60px; background: v
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 6px; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 34px 0 12px; }
+h3 { font-size: .95rem; margin: 18px 0 8px; overflow-wrap: anywhere; }
 h4 { margin: 0 0 4px; font-size: .8rem; font-weight: 600; color: var(--soft); }
 p { margin: 0 0 8px; }
 .verdict { font-size: 1.1rem; max-width: 52em; border-left: 4px solid; padding-left: 12px; }
 .verdict.good { border-color: var(--good); } .verdict.even { border-color: var(--even); }
 .verdict.bad { border-color: var(--bad); } p.bad { color: var(--bad); overflow-wrap: anywhere; }
+.said { max-width: 52em; border-left: 4px solid; padding-left: 12px; overflow-wrap: anywhere; }
+.said.good { border-color: var(--good); } .said.bad { border-color: var(--bad); }
+.said.even { border-color: var(--even); }
 .chips { list-style: none; display: flex; flex-wrap: wrap; gap: 6px; margin: 10px 0 0;
   padding: 0; }
 .chips li { border: 1px solid var(--rule); border-radius: 99px; padding: 1px 10px;
@@ -49,13 +53,17 @@ th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid var(--rule); vertical
 .results td:last-child { color: var(--soft); font-size: .85rem; }
 .numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right;
   white-space: nowrap; }
+.numbers .law { font-style: italic; color: var(--soft); }
+.probes td:nth-child(2), .probes td:nth-child(3) { text-align: right; white-space: nowrap; }
+.probes td:first-child { white-space: nowrap; }
+.probes td:last-child { overflow-wrap: anywhere; }
 .facts td:first-child { color: var(--soft); } .facts td { overflow-wrap: anywhere; }
 .looks td:first-child { white-space: nowrap; color: var(--soft); }
 .looks td { white-space: pre-wrap; overflow-wrap: anywhere; }
 .interval { width: 160px; height: 20px; vertical-align: middle; margin-right: 8px; }
 .interval .span { stroke-width: 4; stroke-linecap: round; fill: none; }
 .interval.good { color: var(--good); } .interval.even { color: var(--even); }
-.interval.bad { color: var(--bad); }
+.interval.bad { color: var(--bad); } .interval.plain { color: var(--c0); }
 .interval .span { stroke: currentColor; } .interval circle { fill: currentColor; }
 .range { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr));
@@ -77,6 +85,10 @@ figure svg { display: block; width: 100%; height: auto; margin-top: 4px; }
 .end { text-anchor: end; } .mid { text-anchor: middle; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .raw { fill: none; stroke-width: 1; opacity: .3; }
+.area { stroke-width: 1.5; fill-opacity: .14; stroke-linejoin: round; }
+.area.c0 { fill: var(--c0); } .area.c1 { fill: var(--c1); } .area.c2 { fill: var(--c2); }
+.area.c3 { fill: var(--c3); }
+.whisker { stroke-width: 1.5; opacity: .55; fill: none; }
 path.c0 { stroke: var(--c0); } path.c1 { stroke: var(--c1); } path.c2 { stroke: var(--c2); }
 path.c3 { stroke: var(--c3); }
 circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); } circle.c2 { fill: var(--c2); }
@@ -99,6 +111,9 @@ pre { background: var(--card); border: 1px solid var(--rule); border-radius: 10p
     border-bottom: 1px solid var(--rule); }
   .results td { border: 0; padding: 0; } .results td:nth-child(2) { margin-left: auto; }
   .results td:nth-child(3) { flex-basis: 100%; } .results td:empty { display: none; }
+  .probes thead { display: none; } .probes tr { display: flex; flex-wrap: wrap; gap: 0 12px;
+    padding: 7px 0; border-bottom: 1px solid var(--rule); } .probes td { border: 0; padding: 0; }
+  .probes td:nth-child(2) { margin-left: auto; } .probes td:last-child { flex-basis: 100%; }
 }
 @media print {
   :root { color-scheme: light; --page: #fff; --card: #fff; --ink: #000; --soft: #444; --rule: #ccc;
@@ -106,6 +121,9 @@ pre { background: var(--card); border: 1px solid var(--rule); border-radius: 10p
     --bad: #b3261e; }
   body { max-width: none; padding: 0; font-size: 11pt; }
   .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; }
-  pre { white-space: pre-wrap; }
+  pre { white-space: pre-wrap; } .wide { overflow: visible; }
+  tr, .said { break-inside: avoid; } h3 { break-after: avoid; }
+  summary { list-style: none; } details::details-content { content-visibility: visible;
+    block-size: auto; }
 }
 """

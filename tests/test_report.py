@@ -62,7 +62,8 @@ def test_the_report_is_valid_and_holds_every_section(run: Run) -> None:
     text = " ".join(page.text)
     for heading in (
         "Results",
-        "Answers before and after",
+        "Win rates",
+        "Answers side by side",
         "Training: sft",
         "Training: reward",
         "Training: ppo",
