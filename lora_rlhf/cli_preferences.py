@@ -177,6 +177,12 @@ def erase(
             typer.confirm(f"Erase {found} judgements of {annotator} for good?", abort=True)
         count = opened.erase(annotator)
     line = f"{count} judgements of {annotator} erased. Backups and exports still hold them."
+    if opened.owes_erasure:  # the last try was when it was closed
+        line += (
+            f" The text of erased judgements is still in the files of {opened.location}, because "
+            f"somebody is reading them. It goes with the next vote, or when the store is next "
+            f"opened: run this command again to see."
+        )
     _console().print(line, markup=False, soft_wrap=True)
 
 

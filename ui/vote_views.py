@@ -205,11 +205,21 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
-def consent_html(name: str) -> str:
-    """What is stored of a person, and what is not."""
+def consent_html(name: str, owes_erasure: bool = False) -> str:
+    """What is stored of a person, and what is not.
+
+    Args:
+        name: of the person.
+        owes_erasure: text of votes that somebody has deleted is still in the store's files.
+    """
+    owed = (
+        " Votes that were deleted count nowhere any more, but their text is still in the file, "
+        "which somebody was reading: it goes with the next vote."
+    )
     return (
         f'<p class="lr-consent">Stored with each judgement, under the name <b>{escape(name)}</b>: '
         "the prompt and the answers you saw, your choice, marks and notes, when and for how long, "
         "how many keys it took, and whether on a phone. Nothing else: no address, no browser, no "
-        "location. They rank adapters and train the next reward model.</p>"
+        "location. They rank adapters and train the next reward model."
+        f"{owed if owes_erasure else ''}</p>"
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 from sqlalchemy import insert, select
 
 from lora_rlhf.errors import PreferenceError
-from lora_rlhf.preferences.database import Database, sync_folder
+from lora_rlhf.preferences.database import Database
+from lora_rlhf.preferences.files import sync_folder
 from lora_rlhf.preferences.schema import EVENTS
 
 _ROWS_AT_ONCE = 500
@@ -30,7 +31,7 @@ def copy_to(database: Database, path: Path) -> None:
                 _copy_rows(database, making)
             else:
                 os.close(os.open(making, os.O_CREAT | os.O_EXCL, 0o600))
-                with database.alone() as driver:
+                with database.alone(about=path) as driver:
                     driver.execute("VACUUM INTO ?", (str(making),))
             with making.open("rb") as file:
                 os.fsync(file.fileno())  # SQLite does not

@@ -7,10 +7,9 @@ ends with the transaction, so that `seq` is the order in which events became vis
 
 import os
 import sqlite3
-import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,9 @@ from lora_rlhf.preferences import schema
 from lora_rlhf.preferences.faults import (
     BUSY_SECONDS,
     OldFormat,
-    driver_fault,
     sentence_on,
 )
+from lora_rlhf.preferences.files import Owed, prepare
 
 _LOCK = 0x6C6F7261  # first key of the advisory lock; the second is the schema's
 _INSTALL = "pip install 'lora-rlhf[postgres]'"
@@ -71,14 +70,17 @@ class Database:
             else self.url.set(drivername="postgresql").render_as_string()
         )
         if self.path is not None:
-            _prepare(self.path, create and not read_only)
+            prepare(self.path, create and not read_only)
         self._engine, self._pid = self._connect(), os.getpid()
         self._file = self._identity()
+        self._owed = None if self.path is None or read_only else Owed(self.path)
         with self.faults():
             self._open()
+        self.settle()
 
     def close(self) -> None:
         """Close all connections that are not in use."""
+        self.settle()
         self._engine.dispose()
 
     # -- transactions ---------------------------------------------------------------------------
@@ -110,16 +112,25 @@ class Database:
                     here = func.hashtext(func.current_schema())
                     connection.execute(select(func.pg_advisory_xact_lock(_LOCK, here)))
                 yield connection
+        self.settle()
 
     @contextmanager
-    def alone(self) -> Iterator[Any]:
-        """A driver connection outside of any transaction, for VACUUM and checkpoints."""
-        with self.faults():
-            pooled = self.engine.raw_connection()
-            try:
-                yield pooled.driver_connection
-            finally:
-                pooled.close()
+    def alone(self, about: str | Path | None = None) -> Iterator[Any]:
+        """A driver connection outside of any transaction, for VACUUM and checkpoints.
+
+        Args:
+            about: what messages on faults speak of; unset: the store.
+        """
+        with self.faults(about), self._driver() as driver:
+            yield driver
+
+    @contextmanager
+    def _driver(self) -> Iterator[Any]:
+        pooled = self.engine.raw_connection()
+        try:
+            yield pooled.driver_connection
+        finally:
+            pooled.close()
 
     @property
     def engine(self) -> Engine:
@@ -130,15 +141,15 @@ class Database:
         return self._engine
 
     @contextmanager
-    def faults(self) -> Iterator[None]:
+    def faults(self, about: str | Path | None = None) -> Iterator[None]:
         """Say in a sentence what the database says in codes; a bug keeps its traceback."""
         try:
             yield
-        except (DBAPIError, PoolTimeout) as error:
+        except (DBAPIError, PoolTimeout, sqlite3.Error) as error:
             sentence = sentence_on(error)
             if sentence is None:
                 raise
-            raise PreferenceError(f"{self.shown} {sentence}.") from error
+            raise PreferenceError(f"{about or self.shown} {sentence}.") from error
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -206,15 +217,13 @@ class Database:
         until = time.monotonic() + BUSY_SECONDS
         while True:
             try:
-                with self.alone() as driver:
+                with self._driver() as driver:
                     found = driver.execute("PRAGMA journal_mode = WAL").fetchone()[0]
                 break
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error) or time.monotonic() > until:
-                    raise driver_fault(self.shown, error) from error
+                    raise
                 time.sleep(0.02)
-            except sqlite3.DatabaseError as error:
-                raise driver_fault(self.shown, error) from error
         if found != "wal":
             raise PreferenceError(
                 f"{self.shown} cannot have a write-ahead log there (journal mode {found}), as on "
@@ -240,17 +249,58 @@ class Database:
                 f"backup makes them)."
             )
 
-    def forget(self) -> None:
-        """Overwrite what was deleted, in the log too; waits for readers of older states."""
-        with self.alone() as driver:
-            if self.path is not None:
-                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            else:
-                driver.autocommit = True
+    # -- erasing --------------------------------------------------------------------------------
+
+    def owe(self) -> None:
+        """Within a transaction that erases: remember that the files still hold what it erases."""
+        if self._owed is not None:
+            self._owed.set()
+
+    @property
+    def owes(self) -> bool:
+        """Whether the files may still hold what was erased, because somebody reads an older state.
+
+        `settle` is tried after every write, when the store is closed, and when it is opened.
+        """
+        return self._owed is not None and self._owed.which() is not None
+
+    def settle(self, patience: float = 0.0) -> None:
+        """Overwrite what was erased, in the log too, where it is owed and no reader hinders it.
+
+        What fails stays owed.
+
+        Args:
+            patience: seconds to wait for readers of older states, and for writers.
+        """
+        if self._owed is None or not self.owes:
+            return
+        # Whoever calls has just stored something, and must not be told otherwise.
+        with suppress(PreferenceError, OSError), self.alone() as driver:
+            which = self._owed.which()
+            before = driver.execute("PRAGMA busy_timeout").fetchone()[0]
+            driver.execute(f"PRAGMA busy_timeout = {int(patience * 1000)}")
+            try:
+                if driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    return  # busy
+                driver.execute("BEGIN IMMEDIATE")
                 try:
-                    driver.execute(f"VACUUM {schema.EVENTS.name}")
+                    if self._owed.which() == which:  # else somebody has erased more meanwhile
+                        self._owed.clear()
                 finally:
-                    driver.autocommit = False
+                    driver.execute("ROLLBACK")
+            finally:
+                driver.execute(f"PRAGMA busy_timeout = {before}")
+
+    def vacuum_server(self) -> None:
+        """Have a server drop what was deleted; what an older reader still sees goes later."""
+        if self.path is not None:
+            return
+        with self.alone() as driver:
+            driver.autocommit = True
+            try:
+                driver.execute(f"VACUUM {schema.EVENTS.name}")
+            finally:
+                driver.autocommit = False
 
     def _identity(self) -> tuple[int, int] | None:
         """Which file stands under the path."""
@@ -261,50 +311,6 @@ class Database:
         except OSError:
             return None
         return found.st_dev, found.st_ino
-
-
-# -- files --------------------------------------------------------------------------------------
-
-
-def _prepare(path: Path, create: bool) -> None:
-    """See to it that the file is there, for its owner alone; SQLite's own files inherit that."""
-    try:
-        if path.is_dir():
-            raise PreferenceError(f"{path} is a folder. Give a file in it, such as rankings.db.")
-        if not path.exists():
-            if not create:
-                raise PreferenceError(
-                    f"{path}: there is no such store of rankings. The app makes one, and so does "
-                    f"lora-rlhf preferences import."
-                )
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            make_private(path)
-        elif not create and path.stat().st_size == 0:
-            # SQLite would take it for a new database and write into it.
-            raise PreferenceError(f"{path} is empty, and no store of rankings.")
-        elif create:
-            found = path.stat()
-            if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077:
-                path.chmod(0o600)
-    except OSError as error:
-        raise PreferenceError(
-            f"{path} cannot be opened or made: {error.strerror}. Give a path in a folder of yours."
-        ) from error
-
-
-def make_private(path: Path) -> None:
-    """An empty file that its owner alone can read; one that another process just made is fine."""
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    sync_folder(path)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the name of a file as durable as its content."""
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # -- sessions -----------------------------------------------------------------------------------

@@ -37,10 +37,12 @@ _SERVER_FAULTS = {
 }
 
 
-def sentence_on(error: DBAPIError | PoolTimeout) -> str | None:
+def sentence_on(error: DBAPIError | PoolTimeout | sqlite3.Error) -> str | None:
     """The end of a sentence that starts with the store's name, or None for a bug."""
     if isinstance(error, PoolTimeout):
         return f"had no free connection for {BUSY_SECONDS:.0f} seconds. Try again"
+    if isinstance(error, sqlite3.Error):  # that did not pass through SQLAlchemy
+        return _sqlite_sentence(error)
     if isinstance(error.orig, sqlite3.Error):
         return _sqlite_sentence(error.orig)
     code = getattr(error.orig, "sqlstate", None) or ""
@@ -55,12 +57,6 @@ def sentence_on(error: DBAPIError | PoolTimeout) -> str | None:
 def _sqlite_sentence(error: sqlite3.Error) -> str | None:
     said = str(error).lower()
     return next((text for part, text in _SQLITE_FAULTS.items() if part in said), None)
-
-
-def driver_fault(shown: str, error: sqlite3.Error) -> Exception:
-    """What to raise for an error that did not pass through SQLAlchemy."""
-    sentence = _sqlite_sentence(error)
-    return error if sentence is None else PreferenceError(f"{shown} {sentence}.")
 
 
 def _first_line(error: BaseException | None) -> str:

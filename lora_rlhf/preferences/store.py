@@ -29,6 +29,7 @@ from lora_rlhf.preferences.intake import (
 from lora_rlhf.preferences.schema import ERASURES, EVENTS
 
 _ROWS_AT_ONCE = 500
+_PATIENCE = 1.0  # seconds that erasing waits for readers
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ class Store:
     def erase(self, annotator: str) -> int:
         """Remove a person's judgements and their retracts for good; returns how many judgements.
 
-        The one exception to append-only. An `Erase` event keeps the count; tasks stay.
+        The one exception to append-only. An `Erase` event keeps the count; tasks stay. While
+        somebody reads an older state, the text stays in the files: see `owes_erasure`.
         """
         with self._database.writing() as connection:
             theirs = and_(EVENTS.c.annotator == annotator, EVENTS.c.kind == "judgement")
@@ -127,8 +129,19 @@ class Store:
                 connection.execute(delete(EVENTS).where(rows))
             connection.execute(delete(ERASURES))
             append(connection, Erase(annotator=annotator, count=count))
-        self._database.forget()
+            self._database.owe()
+        self._database.settle(_PATIENCE)
+        self._database.vacuum_server()
         return count
+
+    @property
+    def owes_erasure(self) -> bool:
+        """Whether the files still hold what was erased, because somebody was reading.
+
+        It is overwritten after the next write, or when a store is closed or opened, by whichever
+        process does so first when nobody reads.
+        """
+        return self._database.owes
 
     # -- single events --------------------------------------------------------------------------
 

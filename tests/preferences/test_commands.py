@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import time
@@ -136,6 +137,20 @@ def test_erase_asks_and_forgets(here):
         assert store.counts()["live"] == 3
     assert "3 judgements of ana erased" in call("erase", "ana", typed="y\n")
     assert "0 judgements of ana erased" in call("erase", "ana", "--yes")
+
+
+def test_erase_says_that_text_is_left_until_it_is_gone(here):
+    vote_all(here / "rankings.db", 2, 1)
+    reader = sqlite3.connect("rankings.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM preference_events").fetchall()
+    left = "The text of erased judgements is still in the files of rankings.db"
+    said = call("erase", "ana", "--yes")
+    assert "3 judgements of ana erased" in said
+    assert left in said
+    assert left in call("erase", "ana", "--yes")
+    reader.close()
+    assert left not in call("erase", "ana", "--yes")
 
 
 @pytest.mark.parametrize(

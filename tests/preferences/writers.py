@@ -2,6 +2,7 @@
 
 writers killed LOCATION    eight processes write; each is ended with SIGKILL; acknowledged ids
 writers full FOLDER HOW    writes until the disk (tmpfs) or the limit on a file is full
+writers copies FOLDER      copies, exports and opens a store that is larger than a file may be
 """
 
 import json
@@ -12,9 +13,11 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from lora_rlhf.errors import PreferenceError
+from lora_rlhf.preferences.exports import export
 from lora_rlhf.preferences.store import Store
 from tests.preferences.making import task, vote
 
@@ -91,5 +94,29 @@ def full(folder: str, how: str) -> None:
     json.dump(found, sys.stdout)
 
 
+def copies(folder: str) -> None:
+    """Says by what was tried which error came, and its text."""
+    path = Path(folder) / "rankings.db"
+    store = Store.open(path)
+    store.add(task([{"text": "x" * 300_000}, {"text": "y"}]))
+    store.close()
+    store = Store.open(path)
+    # No page of a new file, and no index of its log, may be written.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    tried: dict[str, Callable[[], object]] = {
+        "backup": lambda: store.backup(Path(folder) / "copy.db"),
+        "snapshot": lambda: store.snapshot(Path(folder) / "copy.db"),
+        "export": lambda: export(store, "pairs", Path(folder) / "exports"),
+        "start": lambda: Store.open(path.with_name("new.db")),
+    }
+    found = {}
+    for what, call in tried.items():
+        try:
+            call()
+        except Exception as error:
+            found[what] = (type(error).__name__, str(error))
+    json.dump(found, sys.stdout)
+
+
 if __name__ == "__main__":
-    {"killed": killed, "full": full}[sys.argv[1]](*sys.argv[2:])
+    {"killed": killed, "full": full, "copies": copies}[sys.argv[1]](*sys.argv[2:])

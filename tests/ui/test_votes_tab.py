@@ -1,6 +1,7 @@
 """The Votes tab: numbers counted by hand, one's own votes, exports for the admin alone."""
 
 import re
+import sqlite3
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -343,6 +344,20 @@ def test_deleting_my_votes_deletes_mine(filled: Studio, ana: Person, ben: Person
     assert numbers(filled).judgements == 9
     assert {j.judgement.annotator for j in filled.store.judged(retracted=True)} == {"ana"}
     assert erase(filled, ben) == "0 judgements of yours removed for good."
+
+
+def test_deleted_votes_that_somebody_reads_are_said_to_be_there_until_they_are_gone(
+    filled: Studio, ben: Person
+) -> None:
+    reader = sqlite3.connect(filled.store.location, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM preference_events").fetchall()
+    left = "the text leaves the file with the next one"
+    assert left in erase(filled, ben)
+    assert "still in the file" in part(filled, ben, "consent")
+    reader.close()
+    assert left not in erase(filled, ben)
+    assert "still in the file" not in part(filled, ben, "consent")
 
 
 def test_the_consent_line_says_what_is_stored_and_what_is_not(studio: Studio, ben: Person) -> None:

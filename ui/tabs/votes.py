@@ -99,7 +99,7 @@ def shown(studio: "Studio", person: Person, page: Page) -> dict[str, Any]:
         "flags": flags_html(found),
         "heat": heat_html(found.heat),
         "recent": recent_html(recent(studio, person, everybody), person.name),
-        "consent": consent_html(person.name),
+        "consent": consent_html(person.name, studio.store.owes_erasure),
         "people": people_html(found) if person.is_admin else "",
     }
 
@@ -138,7 +138,10 @@ def take_back(studio: "Studio", person: Person, judgement_id: Any) -> str:
 def erase(studio: "Studio", person: Person) -> str:
     """Remove all that the person judged; what to say of it."""
     count = studio.store.erase(person.name)
-    return f"{plural(count, 'judgement')} of yours removed for good."
+    said = f"{plural(count, 'judgement')} of yours removed for good."
+    if not studio.store.owes_erasure:
+        return said
+    return f"{said} Somebody is reading the votes: the text leaves the file with the next one."
 
 
 # -- layout ---------------------------------------------------------------------------------------
