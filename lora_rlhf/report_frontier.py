@@ -6,12 +6,13 @@ from html import escape
 from typing import Any
 
 from lora_rlhf.plots import Cloud, Mark, cloud_plot
-from lora_rlhf.report_parts import note, row, table, verdict
+from lora_rlhf.report_parts import folded, note, row, table, verdict
 from lora_rlhf.results import arm_name, judge_name
 
 Json = dict[str, Any]
 _KINDS = {"best_of_n": "best of n", "ppo": "PPO"}
 _HEIGHTS = {"proxy": "by the reward model", "gold": "by the judge"}
+_TITLES = {"proxy": "Reward model's score", "gold": "Gold utility"}
 _LAWS = {"best_of_n": "d (alpha - beta d)", "ppo": "d (alpha - beta ln d)"}
 _CURVE_POINTS = 60
 
@@ -29,10 +30,9 @@ def frontier_section(frontier: Json) -> str:
         return ""
     judge = frontier.get("judge")
     drawn = ""
-    for height, words in _HEIGHTS.items():
+    for height, title in _TITLES.items():
         known = [p for p in points if p.get(height) is not None]
-        unit = judge_name(judge) if height == "gold" and judge else words
-        title = "Reward model's score" if height == "proxy" else "Gold utility"
+        unit = judge_name(judge) if height == "gold" and judge else "mean over prompts"
         drawn += cloud_plot(title, unit, _clouds(known, fits, height), "√KL from SFT, √nats")
     charts = f"<div class=charts>{drawn}</div>"
     return charts + _fits(fits) + _points(points)
@@ -94,9 +94,9 @@ def _fits(fits: Json) -> str:
             figures = [f"{fit[key]:.3f}" for key in ("alpha", "beta", "r2")]
             peak = fit.get("peak")
             figures.append(f"{peak**2:.1f}" if peak is not None and peak < 1e3 else "")
-            law = f"<span class=law>{_LAWS[kind]}</span>"
-            rows.append(row((f"<b>{label}</b> {escape(words)}", law, *figures)))
-    head = ("gain over the start", "with d = √KL", "alpha", "beta", "R²", "turns over at KL")
+            name = f"<b>{label}</b> {escape(words)} <small>{_LAWS[kind]}</small>"
+            rows.append(row((name, *figures)))
+    head = ("gain, d = √KL", "alpha", "beta", "R²", "turns over at KL")
     return table(head, rows, "numbers")
 
 
@@ -108,7 +108,7 @@ def _points(points: Sequence[Json]) -> str:
         rows.append(row([*cells, _figure(p, "gold")] if with_gold else cells))
     head = ["", "KL, nats", "score", *(["gold"] if with_gold else [])]
     words = "The KL of best-of-n is exact, ln n - (n - 1) / n; of PPO it is measured."
-    return table(head, rows, "numbers") + note(words)
+    return folded(f"All {len(points)} points", table(head, rows, "numbers") + note(words))
 
 
 def _figure(point: Json, height: str) -> str:

@@ -34,7 +34,8 @@ def health_section(health: Json, with_policy: bool = True) -> str:
     said = health["verdict"]
     parts = [
         verdict(said["sentence"], "good" if said["ok"] else "bad"),
-        result_table(health_rows(health)),
+        # The degenerate answers have a table of their own.
+        result_table(health_rows({**health, "degenerate": []})),
         _charts(health, with_policy),
         _by_tag(health.get("by_tag", {})),
         _by_margin(health.get("by_margin", [])),
@@ -86,8 +87,8 @@ def _degenerate(probes: list[Json]) -> str:
     ]
     if not rows:
         return ""
-    head = ("", "mean score", "beats of SFT", "the one it likes best")
-    return f"<h3>Answers that are none</h3>{table(head, rows, 'probes')}"
+    head = ("", "mean score", "beats of SFT's", "the one it likes best")
+    return f"<h3>Degenerate answers</h3>{table(head, rows, 'probes')}"
 
 
 def _example(probe: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def labelers_section(labelers: Json) -> str:
         parts.append(result_table(list(_labeler_rows(group))))
     if not parts:
         return ""
-    words = "Each time a reward model is trained on the others' rankings of other prompts."
+    words = "Model: a reward model trained on the others' rankings, on prompts it has not seen."
     return "".join(parts) + note(words)
 
 
@@ -88,8 +88,8 @@ def _labeler_rows(group: Json) -> Iterator[Row]:
     names = {
         "agreement_within": "agree among themselves",
         "agreement_across": "agree with the others",
-        "own": "reward model, on those it learned from",
-        "others": "reward model, on the held out",
+        "own": "model, on those it knows",
+        "others": "model, on the held out",
     }
     for key, name in names.items():
         share = group.get(key)

@@ -11,6 +11,7 @@ from lora_rlhf.runs import Run
 
 Json = dict[str, Any]
 _PROMPTS = 8
+_SHOWN = 4  # of them; the rest on demand
 _LOOKS = 12  # answers to one fixed prompt that are shown through training
 _FIRST = ("sft", "policy")  # stand first: they are what a run is about
 
@@ -41,7 +42,8 @@ def _of_arms(records: Sequence[Json]) -> str:
             for arm in order
         ]
         parts.append(answers(prompt, sides))
-    return "".join(parts)
+    more = parts[_SHOWN:]
+    return "".join(parts[:_SHOWN]) + folded(f"{len(more)} more prompts", "".join(more))
 
 
 def _judged(record: Json) -> str:

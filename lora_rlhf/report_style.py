@@ -53,7 +53,6 @@ th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid var(--rule); vertical
 .results td:last-child { color: var(--soft); font-size: .85rem; }
 .numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right;
   white-space: nowrap; }
-.numbers .law { font-style: italic; color: var(--soft); }
 .probes td:nth-child(2), .probes td:nth-child(3) { text-align: right; white-space: nowrap; }
 .probes td:first-child { white-space: nowrap; }
 .probes td:last-child { overflow-wrap: anywhere; }
@@ -67,7 +66,7 @@ th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid var(--rule); vertical
 .interval .span { stroke: currentColor; } .interval circle { fill: currentColor; }
 .range { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr));
-  gap: 14px; }
+  gap: 14px; margin: 0 0 14px; }
 figure { margin: 0; padding: 10px 12px 6px; background: var(--card); border: 1px solid var(--rule);
   border-radius: 10px; break-inside: avoid; }
 figcaption { font-size: .92rem; line-height: 1.35; }
@@ -96,8 +95,8 @@ circle.c3 { fill: var(--c3); }
 article { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
   padding: 12px 14px; margin: 0 0 12px; break-inside: avoid; }
 .prompt { font-style: italic; white-space: pre-wrap; overflow-wrap: anywhere; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(280px, 100%), 1fr));
-  gap: 10px 22px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(240px, 100%), 1fr));
+  gap: 12px 20px; }
 .pair p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
 .pair > div { border-left: 3px solid var(--rule); padding-left: 10px; }
 .pair > .after { border-color: var(--c0); }
@@ -111,6 +110,8 @@ pre { background: var(--card); border: 1px solid var(--rule); border-radius: 10p
     border-bottom: 1px solid var(--rule); }
   .results td { border: 0; padding: 0; } .results td:nth-child(2) { margin-left: auto; }
   .results td:nth-child(3) { flex-basis: 100%; } .results td:empty { display: none; }
+  .numbers td small { display: block; } .numbers th, .numbers td { padding-right: 12px; }
+  .numbers td:first-child { min-width: 6em; }
   .probes thead { display: none; } .probes tr { display: flex; flex-wrap: wrap; gap: 0 12px;
     padding: 7px 0; border-bottom: 1px solid var(--rule); } .probes td { border: 0; padding: 0; }
   .probes td:nth-child(2) { margin-left: auto; } .probes td:last-child { flex-basis: 100%; }
@@ -122,6 +123,7 @@ pre { background: var(--card); border: 1px solid var(--rule); border-radius: 10p
   body { max-width: none; padding: 0; font-size: 11pt; }
   .charts { grid-template-columns: 1fr 1fr; } h2 { break-after: avoid; }
   pre { white-space: pre-wrap; } .wide { overflow: visible; }
+  .numbers { font-size: 8.5pt; } .numbers th, .numbers td { padding-right: 8px; }
   tr, .said { break-inside: avoid; } h3 { break-after: avoid; }
   summary { list-style: none; } details::details-content { content-visibility: visible;
     block-size: auto; }

@@ -43,8 +43,13 @@ def _cell(share: Json | None, first: Json | None, is_first: bool) -> str:
     moved = ""
     if first and not is_first:
         moved = " ▲" if low > first["high"] else " ▼" if high < first["low"] else ""
-    interval = f"{plain_number(low)} to {plain_number(high)}"
-    return f"{plain_number(share['value'])}{moved} <small>{interval}</small>"
+    interval = f"{_figure(low)} to {_figure(high)}"
+    return f"{_figure(share['value'])}{moved} <small>{interval}</small>"
+
+
+def _figure(value: float) -> str:
+    """Shares in as many digits as their neighbours."""
+    return f"{value:.3f}" if abs(value) <= 1 else plain_number(value)
 
 
 def _skipped(suites: Json) -> str:

@@ -15,6 +15,7 @@ from lora_rlhf.display import StageRow, short_count, short_time
 from lora_rlhf.model.memory import MemoryPlan
 from lora_rlhf.runs import Run
 from tests.fabricated import finished_run
+from tests.judged import health
 
 
 def screen(width: int = 80, **settings: Any) -> tuple[Console, io.StringIO]:
@@ -88,6 +89,20 @@ def test_results_show_the_verdict_the_interval_and_the_times(tmp_path: Path) -> 
     assert drawn.strip().startswith("··········│···━●━····")
     assert "sft 1:02" in text
     assert "4:47 in all" in text
+
+
+def test_the_health_card_is_its_verdict_and_a_few_rows() -> None:
+    card = health("[bold]")
+    console, out = screen()
+    display.health_card(console, card)
+    text = out.getvalue()
+    assert "".join(text.split()).startswith("".join(card["verdict"]["sentence"].split()))
+    assert max(map(len, lines(out))) <= 80
+    (row,) = [line for line in lines(out) if line.strip().startswith("accuracy")]
+    assert f"{100 * card['accuracy']['value']:.0f}%" in row
+    (row,) = [line for line in lines(out) if "nothing [bold]" in line]
+    assert "-2.10" in row
+    assert "beats 4% of SFT" in row
 
 
 def test_samples_keep_their_brackets(tmp_path: Path) -> None:
