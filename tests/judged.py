@@ -104,7 +104,7 @@ def health(text: str = NASTY) -> Json:
 
 
 def frontier(text: str = NASTY, warned: bool = True) -> Json:
-    """Best-of-n and PPO on Gao's laws, alpha 1 and beta 0.1, without noise, from 0.7; gold at half."""
+    """Best-of-n and PPO on Gao's laws, alpha 1 and beta 0.1, from 0.7; gold at half of it."""
     points = []
     for n in (1, 2, 4, 8, 16):
         kl = math.log(n) - (n - 1) / n
