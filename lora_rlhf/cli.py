@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lora_rlhf import __version__, cli_preferences, cli_protocol, cli_ui
+from lora_rlhf import __version__, cli_evaluate, cli_preferences, cli_protocol, cli_ui
 from lora_rlhf.errors import ConfigError, UserError
 from lora_rlhf.quiet import hush_imports
 
@@ -267,15 +267,21 @@ def plan(
 # -- after a run --------------------------------------------------------------------------------
 
 
-@app.command(epilog="Try:\n\nlora-rlhf chat quickstart\n\nlora-rlhf chat runs/quickstart-2")
-def chat(run: RunName, runs_dir: RunsDir = Path("runs")) -> None:
+@app.command(epilog="Try:\n\nlora-rlhf chat quickstart\n\nlora-rlhf chat quickstart --best-of 8")
+def chat(
+    run: RunName,
+    best_of: Annotated[
+        int, typer.Option(min=1, max=64, help="Draw so many; the reward adapter picks one.")
+    ] = 1,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
     """Talk to the adapters of a run in the terminal."""
     from lora_rlhf.runs import find_run
 
     opened = find_run(run, runs_dir)
     from lora_rlhf.chat import chat as talk
 
-    talk(opened)
+    talk(opened, best_of=best_of)
 
 
 @app.command(
@@ -311,6 +317,7 @@ def export(
     _console().print(f"Wrote {target}", markup=False, soft_wrap=True)
 
 
+app.command(epilog=cli_evaluate.EPILOG)(cli_evaluate.evaluate)
 app.command(epilog=cli_ui.EPILOG)(cli_ui.ui)
 app.command(epilog=cli_protocol.EPILOG)(cli_protocol.protocol)
 app.add_typer(cli_preferences.app, name="preferences")

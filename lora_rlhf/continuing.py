@@ -55,7 +55,7 @@ def open_run(
             )
         return _new(recipe_name, overrides, runs_dir, name, tell)
     run = Run(path)
-    _refuse_if_running(run, force)
+    refuse_if_running(run, force)
     return _continued(recipe_name, overrides, run, again, alone, tell), run
 
 
@@ -131,7 +131,12 @@ def _ways_on(status: dict[str, object], other: str) -> str:
     return f"Go on with it: --resume. {anew}" if status else anew
 
 
-def _refuse_if_running(run: Run, force: bool) -> None:
+def refuse_if_running(run: Run, force: bool) -> None:
+    """Refuse a run that another process seems to hold.
+
+    Raises:
+        CheckpointError: it does, and nothing forces it.
+    """
     status = run.status()
     pid = status.get("pid")
     if status.get("state") != "running" or pid == os.getpid() or force or not _is_alive(pid):
