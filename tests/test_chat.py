@@ -82,6 +82,65 @@ def test_the_answer_is_that_of_the_decode_loop_and_its_pieces_join_to_it(engine)
     assert "".join(pieces) == reply.text == engine.backbone.format.decode(answer.ids)
 
 
+def test_the_best_of_several_is_the_one_the_reward_adapter_scores_highest(engine):
+    from lora_rlhf.model.generation import generate
+    from lora_rlhf.training.rollout import score_answers
+
+    asked, seeds = user("Tell of the owl."), [3, 1, 4, 15, 9]
+    reply, scores = engine.best("sft", asked, SAMPLING, seeds)
+    ids = engine.backbone.format.prompt_ids(asked)
+    with engine.backbone.adapters.use("sft"):
+        alone = [generate(engine.backbone, [ids], [seed], SAMPLING)[0] for seed in seeds]
+    expected = [float(score_answers(engine.backbone, [ids], [a.ids], 100)[0]) for a in alone]
+    # fp32, in another batch
+    assert scores == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
+    assert max(expected) - min(expected) > 0.01
+    assert reply.ids == alone[expected.index(max(expected))].ids
+    assert reply.text == engine.backbone.format.decode(reply.ids)
+    assert not reply.stopped
+    assert engine.judge(reply).score == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_best_of_is_a_setting_and_its_score_is_told(talk):
+    plain = after(talk, "/set seed 5", "Tell of the owl.")
+    assert "Best of" not in plain
+    shown = after(talk, "/set best_of 4", "/set seed 5", "/new", "Tell of the owl.")
+    assert "Best of 4: score " in shown
+    best, mean = (
+        float(w.strip(",.")) for w in shown.rpartition("score ")[2].split() if w[0] in "+-"
+    )
+    assert best > mean
+    assert " ".join(talk.history[1]["content"].split()) in shown
+    again = after(talk, "/set seed 5", "/new", "Tell of the owl.")
+    assert again == shown
+
+
+@pytest.mark.parametrize("value", ["0", "65", "2.5", "many"])
+def test_no_other_number_of_answers_is_drawn(talk, value):
+    with pytest.raises(ConfigError, match=r"Allowed: a whole number from 1 to 64\."):
+        talk.handle(f"/set best_of {value}")
+    assert talk.settings.best_of == 1
+
+
+def test_without_a_reward_adapter_the_best_is_refused(continuing):
+    talk = Chat(continuing, Console(file=StringIO(), width=100))
+    with pytest.raises(UserError, match="best-of-n chooses by a reward adapter, and reward is not"):
+        talk.handle("/set best_of 2")
+    assert talk.settings.best_of == 1
+    with pytest.raises(UserError, match="ask for one answer"):
+        continuing.best("sft", user("a"), SAMPLING, [1, 2])
+
+
+def test_ctrl_c_while_several_are_drawn_keeps_the_question(talk, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lora_rlhf.chat.engine.sample", interrupted)
+    shown = after(talk, "/set best_of 3", "Tell of the owl.")
+    assert "Stopped before the first word." in shown
+    assert roles(talk) == ["user"]
+
+
 def test_a_letter_of_several_tokens_is_shown_whole_and_once(engine):
     from lora_rlhf.chat.engine import TextStream
 
@@ -422,7 +481,8 @@ def test_a_run_without_adapters_lets_the_base_answer(tmp_path):
 
 
 def test_a_chat_starts_with_the_settings_of_training(talk):
-    assert vars(talk.settings) == {"temperature": 1, "top_p": 1, "max_new_tokens": 12, "seed": 3}
+    start = {"temperature": 1, "top_p": 1, "max_new_tokens": 12, "seed": 3, "best_of": 1}
+    assert vars(talk.settings) == start
 
 
 def test_a_damaged_recipe_is_told(tmp_path: Path):

@@ -15,9 +15,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from lora_rlhf.chat.engine import BASE, Engine, Judgement, Reply
+from lora_rlhf.chat.engine import BASE, REWARD, Engine, Judgement, Reply
 from lora_rlhf.data.records import Message
 from lora_rlhf.errors import ConfigError, UserError
+from lora_rlhf.evaluation.best_of_n import MOST, require_scorers
 from lora_rlhf.model.generation import Sampling
 from lora_rlhf.training.ppo import row_seed
 
@@ -33,7 +34,7 @@ _USAGE = {
     "retry": ("", "answer the last prompt again"),
     "undo": ("", "take the last exchange back"),
     "new": ("", "forget the dialogue"),
-    "set": ("[NAME VALUE]", "temperature, top_p, max_new_tokens or seed"),
+    "set": ("[NAME VALUE]", "temperature, top_p, max_new_tokens, seed or best_of"),
     "save": ("FILE.jsonl", "add the dialogue to a file of demonstrations"),
     "role": ("[info]", "what each role of the run is"),
     "help": ("", "this list"),
@@ -50,12 +51,14 @@ class Settings:
         top_p: keep the smallest set of tokens with this much probability.
         max_new_tokens: the end token counted.
         seed: the same seed and the same lines give the same answers.
+        best_of: so many answers are drawn at once, and the reward adapter's favourite is shown.
     """
 
     temperature: float
     top_p: float
     max_new_tokens: int
     seed: int
+    best_of: int = 1
 
 
 class Chat:
@@ -126,13 +129,29 @@ class Chat:
         """Answer the history, which ends with the user's turn, and add the answer to it."""
         start = self.history[-1]["content"] if self.engine.continues else f"{self.adapter}: "
         self._write(start, style="dim" if self.engine.continues else "bold")
-        reply = self.engine.answer(
-            self.adapter, self.history, self._sampling(), self._next_seed(), self._write
-        )
-        self.console.print()
+        if self.settings.best_of > 1:
+            reply = self._best_reply()
+        else:
+            reply = self.engine.answer(
+                self.adapter, self.history, self._sampling(), self._next_seed(), self._write
+            )
+            self.console.print()
         self._tell_of(reply)
         if reply.text.strip():
             self.history.append({"role": "assistant", "content": reply.text})
+
+    def _best_reply(self) -> Reply:
+        """The best of several by the reward adapter, written whole with its score."""
+        count, first = self.settings.best_of, self._next_seed()
+        seeds = [row_seed(first, 0, i) for i in range(count)]
+        with self.console.status(f"{self.adapter} writes {count} answers"):
+            reply, scores = self.engine.best(self.adapter, self.history, self._sampling(), seeds)
+        self._write(reply.text)
+        self.console.print()
+        if scores:
+            mean = sum(scores) / len(scores)
+            self._tell(f"Best of {count}: score {scores[0]:+.2f}, their mean {mean:+.2f}.")
+        return reply
 
     def _tell_of(self, reply: Reply) -> None:
         if reply.dropped:
@@ -249,6 +268,7 @@ class Chat:
                 "a whole number from 1" + (f" to {most}, the base's context" if most else ""),
             ),
             "seed": (int, lambda v: v >= 0, "a whole number from 0"),
+            "best_of": (int, lambda v: 1 <= v <= MOST, f"a whole number from 1 to {MOST}"),
         }
         read, is_allowed, allowed = rules[name]
         try:
@@ -257,6 +277,8 @@ class Chat:
             value = None
         if value is None or not is_allowed(value):
             raise ConfigError(f"/set {name} {text}: not allowed. Allowed: {allowed}.")
+        if name == "best_of" and value > 1:
+            require_scorers(self.engine.backbone, (REWARD,))
         return replace(self.settings, **{name: value})  # type: ignore[arg-type]
 
     def _save(self, rest: str) -> None:

@@ -4,17 +4,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lora_rlhf.data.records import Message
 from lora_rlhf.data.template import ChatFormat
 from lora_rlhf.errors import DataError
+from lora_rlhf.evaluation.best_of_n import Chooser, require_scorers
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.generation import Answer, Sampling, generate
 from lora_rlhf.recipe import STAGES, Recipe
 from lora_rlhf.recipe_io import load_recipe
 from lora_rlhf.runs import Run
-from lora_rlhf.training.rollout import adapter_logprobs, score_answers, to_sequences
+from lora_rlhf.training.rollout import adapter_logprobs, sample, score_answers, to_sequences
 
-BASE = "base"
+BASE, REWARD = "base", "reward"
+_SCORED_TOKENS = 8192  # of one forward that scores
 _HALF_LETTER = "\ufffd"  # what a letter decodes to before its last token has come
 
 
@@ -161,9 +165,6 @@ class Engine:
         prompt, dropped = self.prompt_ids(messages)
         stream = TextStream(self.backbone.format, on_text)
 
-        def on_token(row: int, token: int) -> None:
-            stream.add(token)
-
         began = time.monotonic()
         stopped = False
         try:
@@ -188,6 +189,52 @@ class Engine:
             dropped=dropped,
             seconds=time.monotonic() - began,
         )
+
+    def best(
+        self,
+        adapter: str,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        seeds: Sequence[int],
+    ) -> tuple[Reply, list[float]]:
+        """The answer that the reward adapter scores highest of several, drawn in one batch.
+
+        Ctrl-C (KeyboardInterrupt) ends it, with an empty answer.
+
+        Args:
+            adapter: one of `names`.
+            messages: the turns.
+            sampling: temperature, top-p and the length limit.
+            seeds: one an answer.
+
+        Returns:
+            The reply, and the scores of all, best first; none where it was stopped.
+
+        Raises:
+            CheckpointError: the run has no reward adapter.
+            DataError: of `prompt_ids`.
+        """
+        require_scorers(self.backbone, (REWARD,))
+        prompt, dropped = self.prompt_ids(messages)
+        began, prompts = time.monotonic(), [prompt] * len(seeds)
+        try:
+            answers = sample(self.backbone, self._role(adapter), prompts, seeds, sampling)
+            ids = [answer.ids for answer in answers]
+            scores = Chooser((REWARD,)).score(self.backbone, prompts, ids, _SCORED_TOKENS)
+            chosen = answers[Chooser((REWARD,)).choose(scores)]
+        except KeyboardInterrupt:
+            chosen, scores = Answer([], False, []), np.zeros((1, 0))
+        reply = Reply(
+            adapter=adapter,
+            prompt_ids=prompt,
+            ids=chosen.ids,
+            text=self.backbone.format.decode(chosen.ids),
+            ended=chosen.ended,
+            stopped=not scores.size,
+            dropped=dropped,
+            seconds=time.monotonic() - began,
+        )
+        return reply, sorted(scores[0].tolist(), reverse=True)
 
     def judge(self, reply: Reply) -> Judgement:
         """Score and KL to `sft` of an answer, at the temperature of training."""

@@ -17,7 +17,10 @@ _PROMPT = "> "
 
 
 def chat(
-    run: Run, console: Console | None = None, read: Callable[[str], str] | None = None
+    run: Run,
+    console: Console | None = None,
+    read: Callable[[str], str] | None = None,
+    best_of: int = 1,
 ) -> None:
     """Talk to the adapters of a run until the user leaves.
 
@@ -25,9 +28,10 @@ def chat(
         run: any adapters it has are there to talk to; the base always is.
         console: where answers are written; unset, the terminal.
         read: gives a line for a prompt, and raises EOFError at the end; unset, standard input.
+        best_of: as `/set best_of`.
 
     Raises:
-        UserError: the run's base or adapters cannot be loaded.
+        UserError: the run's base or adapters cannot be loaded, or nothing can choose the best.
     """
     hush()
     console = console or Console(highlight=False)
@@ -35,6 +39,8 @@ def chat(
         engine = Engine.open(run)
     talk = Chat(engine, console)
     talk.welcome()
+    if best_of > 1:
+        talk.handle(f"/set best_of {best_of}")
     converse(talk, read or _line_reader(console))
 
 
