@@ -14,7 +14,7 @@ from ui.asking import Ask, PoolPrompt, Row, Waiting, finished
 from ui.chatting import Controls, Talk
 from ui.people import Person
 from ui.studio import Studio
-from ui.tasks import Client, as_shown, is_whole, judge, make_task, own_task, take_back
+from ui.tasks import Client, as_shown, judge, make_task, own_task, take_back
 from ui.words import facts_text, plain, waiting_text
 
 TYPED, POOL = "my own prompt", "held-out prompts"
@@ -155,7 +155,7 @@ def _prompt(studio: Studio, person: Person, text: Any, source: Any) -> PoolPromp
 def show(studio: Studio, person: Person, task: Task) -> Pane:
     """A stored pair as it lies on the screen, before the vote."""
     a, b = as_shown(task)
-    can_vote = is_whole(task)
+    can_vote = not task.unfinished
     facts = ("", "") if task.blind else (_facts(a), _facts(b))
     return Pane(
         prompt=_shown(task.prompt),
@@ -230,7 +230,7 @@ def undo(studio: Studio, person: Person) -> Pane:
 def restore(studio: Studio, person: Person) -> Pane:
     """What a page shows when it is opened: the pair that waits for this person's vote, if any."""
     task = studio.store.open_task(person.name, "pair")
-    if task is not None and is_whole(task) and not _is_met(studio, person, task):
+    if task is not None and not task.unfinished and not _is_met(studio, person, task):
         return replace(show(studio, person, task), status="This pair waits for your vote.")
     return Pane(can_undo=studio.store.last(person.name, "pair") is not None)
 

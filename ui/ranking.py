@@ -24,7 +24,6 @@ from ui.tasks import (
     Refused,
     again,
     as_shown,
-    is_whole,
     judge,
     make_task,
     own_task,
@@ -171,7 +170,7 @@ def ready_sheet(
 ) -> Sheet | None:
     """A task that can be shown at once; None where one must be made first."""
     task = studio.store.open_task(person.name, "rank")
-    if task is None or not is_whole(task):
+    if task is None or task.unfinished:
         chance = studio.luck.get(person.name)
         if chance is None:
             chance = studio.luck[person.name] = random.SystemRandom().random()

@@ -18,7 +18,6 @@ from lora_rlhf.data.records import prompt_key
 from lora_rlhf.errors import UserError
 from lora_rlhf.preferences.events import (
     FLAGS,
-    UNFINISHED,
     Flag,
     Judgement,
     Response,
@@ -191,11 +190,6 @@ def again(studio: Studio, person: Person, task: Task) -> Task:
 def as_shown(task: Task) -> list[Response]:
     """The answers by their place: the first is A."""
     return sorted(task.responses, key=lambda r: r.pos)
-
-
-def is_whole(task: Task) -> bool:
-    """Whether every answer was finished, so that it can be judged."""
-    return all(r.finish_reason not in UNFINISHED for r in task.responses)
 
 
 def own_task(studio: Studio, person: Person, task_id: Any, mode: Mode) -> Task:

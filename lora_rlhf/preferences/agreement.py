@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 from lora_rlhf.preferences.counting import counts_for_win_rate, pairs_of, seconds_of
-from lora_rlhf.preferences.events import UNFINISHED
 from lora_rlhf.preferences.intervals import Rate, clustered_rate
 from lora_rlhf.preferences.store import Judged
 
@@ -130,9 +129,7 @@ def reward_agreement_by_view(
     fair = [
         j
         for j in judged
-        if j.task.sampler.strategy == "uniform"
-        and not j.retracted
-        and not any(r.finish_reason in UNFINISHED for r in j.task.responses)
+        if j.task.sampler.strategy == "uniform" and not j.retracted and not j.task.unfinished
     ]
     return {
         view: _reward_agreement([j for j in fair if _view(j) == view], rm_adapter)

@@ -2,7 +2,7 @@
 
 from itertools import combinations
 
-from lora_rlhf.preferences.events import UNFINISHED, Judgement, Task
+from lora_rlhf.preferences.events import Judgement, Task
 from lora_rlhf.preferences.store import Judged
 
 _WORDS_A_MINUTE = 300
@@ -24,7 +24,7 @@ def why_not_counted(judged: Judged) -> str | None:
         "imported": task.sampler.strategy == "import",
         "a like": judgement.type == "like",
         "skipped": judgement.outcome == "skip",
-        "unfinished answer": any(r.finish_reason in UNFINISHED for r in task.responses),
+        "unfinished answer": bool(task.unfinished),
         "a repeat": task.sampler.strategy == "repeat",
         "actively chosen": task.sampler.strategy == "active",
         "not blind": not (task.blind and judgement.blind),

@@ -38,7 +38,7 @@ Flag = Literal[
 """Metadata of Ouyang et al. 2022, table 3, and the app's own."""
 FLAGS: tuple[str, ...] = get_args(Flag)
 ROLES = ("system", "user", "assistant")
-UNFINISHED = ("stopped", "error")
+UNFINISHED = frozenset({"stopped", "error"})
 """Finish reasons of answers that nobody may judge: the person never saw what the model meant."""
 
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")]
@@ -160,6 +160,11 @@ class Task(Event):
         """Ids of its answers."""
         return frozenset(r.rid for r in self.responses)
 
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Finish reasons of its answers that are not finished; none where it may be judged."""
+        return frozenset(r.finish_reason for r in self.responses) & UNFINISHED
+
     def response(self, rid: str) -> Response:
         """The answer of a rid that it has."""
         return next(r for r in self.responses if r.rid == rid)
@@ -254,9 +259,9 @@ def why_refused(task: Task, judgement: Judgement) -> str | None:
     if judgement.outcome == "skip":
         empty = judgement.ranking == () and judgement.strength is None
         return None if empty else "a skip has neither a ranking nor a strength"
-    unfinished = {r.finish_reason for r in task.responses} & set(UNFINISHED)
-    if unfinished:
-        return f"an answer is not finished ({', '.join(sorted(unfinished))}); it can be skipped"
+    if task.unfinished:
+        reasons = ", ".join(sorted(task.unfinished))
+        return f"an answer is not finished ({reasons}); it can be skipped"
     return _why_ranking_refused(task, judgement) or _why_strength_refused(judgement)
 
 

@@ -13,7 +13,6 @@ are readable by their owner alone.
 """
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -32,7 +31,7 @@ from lora_rlhf.data.splits import split_by_prompt
 from lora_rlhf.errors import PreferenceError
 from lora_rlhf.preferences import ratings, rows
 from lora_rlhf.preferences.counting import is_too_fast
-from lora_rlhf.preferences.events import UNFINISHED
+from lora_rlhf.preferences.files import sha256_of
 from lora_rlhf.preferences.rows import Row
 from lora_rlhf.preferences.store import Judged, Store
 
@@ -86,7 +85,7 @@ def _is_non_blind(judged: Judged) -> bool:
 
 _REMOVES: dict[str, Callable[[Judged], bool]] = {
     "retracted": lambda j: j.retracted,
-    "unfinished": lambda j: any(r.finish_reason in UNFINISHED for r in j.task.responses),
+    "unfinished": lambda j: bool(j.task.unfinished),
     "non-blind": _is_non_blind,
     "too-fast": lambda j: is_too_fast(j.task, j.judgement),
     "identical": rows.is_identical,
@@ -283,11 +282,7 @@ def csv_cell(text: str) -> str:
 
 
 def _file_facts(path: Path, count: int) -> dict[str, Any]:
-    sha256 = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha256.update(block)
-    return {"name": path.name, "rows": count, "sha256": sha256.hexdigest()}
+    return {"name": path.name, "rows": count, "sha256": sha256_of(path)}
 
 
 def _write_lines(path: Path, content: Iterable[Row]) -> int:

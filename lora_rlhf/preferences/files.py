@@ -1,11 +1,14 @@
-"""The files of a store on SQLite: for their owner alone, and what is still to be done to them."""
+"""Files of the store: for their owner alone, hashed, and what is still to be done to them."""
 
+import hashlib
 import os
 import stat
 import uuid
 from pathlib import Path
 
 from lora_rlhf.errors import PreferenceError
+
+_BLOCK_BYTES = 2**20
 
 
 def prepare(path: Path, create: bool) -> None:
@@ -47,6 +50,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's bytes, whatever its size; `hashlib.file_digest` needs Python 3.11."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            found.update(block)
+    return found.hexdigest()
 
 
 class Owed:

@@ -15,6 +15,7 @@ from sqlalchemy import Select, and_, delete, func, insert, select
 from lora_rlhf.preferences.copies import copy_to
 from lora_rlhf.preferences.database import Database
 from lora_rlhf.preferences.events import AnyEvent, Erase, Judgement, Retract, Task
+from lora_rlhf.preferences.files import sha256_of
 from lora_rlhf.preferences.intake import (
     IS_JUDGEMENT,
     IS_RETRACTED,
@@ -288,11 +289,7 @@ class Store:
     def snapshot(self, path: str | Path) -> str:
         """As `backup`; returns the SHA-256 of the file."""
         self.backup(path)
-        found = hashlib.sha256()
-        with Path(path).expanduser().open("rb") as file:
-            while block := file.read(1 << 20):
-                found.update(block)
-        return found.hexdigest()
+        return sha256_of(Path(path).expanduser())
 
 
 # -- rows to events -----------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The reward model: rankings -> the adapter `reward` and its scalar head."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from lora_rlhf.errors import DataError
 from lora_rlhf.evaluation.probes import examine_health
 from lora_rlhf.losses.outputs import LossOutput, merge
 from lora_rlhf.losses.reward import ranking_loss
+from lora_rlhf.preferences.files import sha256_of
 from lora_rlhf.preferences.store import Store
 from lora_rlhf.recipe import Source, is_store
 from lora_rlhf.training.checkpoint import drop_checkpoints
@@ -136,11 +136,7 @@ def describe_rankings(session: Session) -> dict[str, object]:
             facts["rankings_digest"] = store.digest()
     path = Path(source.path).expanduser()
     if path.is_file():
-        with path.open("rb") as file:
-            sha256 = hashlib.sha256()
-            while block := file.read(1 << 20):
-                sha256.update(block)
-        facts["rankings_sha256"] = sha256.hexdigest()
+        facts["rankings_sha256"] = sha256_of(path)
     return facts
 
 

@@ -20,7 +20,6 @@ from ui.tasks import (
     Refused,
     again,
     as_shown,
-    is_whole,
     judge,
     make_task,
     own_task,
@@ -119,7 +118,7 @@ def test_unfinished_answers_take_no_vote_but_a_skip(
     studio: Studio, ana: Person, finish: str
 ) -> None:
     task = a_task(studio, ana, 2, finish)
-    assert not is_whole(task)
+    assert task.unfinished == {finish}
     for outcome in ("tie", "both_bad", "decided"):
         ranking = best_first(task) if outcome == "decided" else (tuple(sorted(task.rids)),)
         with pytest.raises(EventRefused, match="not finished"):
@@ -132,7 +131,7 @@ def test_unfinished_answers_take_no_vote_but_a_skip(
 @pytest.mark.parametrize("finish", ["eos", "length"])
 def test_whole_answers_do(studio: Studio, ana: Person, finish: str) -> None:
     task = a_task(studio, ana, 2, finish)
-    assert is_whole(task)
+    assert not task.unfinished
     decided(studio, ana, task)
 
 

@@ -1,6 +1,6 @@
 """Runs: what there is, how it goes, what it answers, its report."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -21,6 +21,7 @@ from ui.run_views import (
     steps_of,
 )
 from ui.tabs.here import this_tab
+from ui.tabs.looking import Looking, is_seen_js, news, one_by_one, unseen
 from ui.wiring import told
 
 if TYPE_CHECKING:
@@ -38,16 +39,10 @@ element.addEventListener('click', event => {
   if (button) trigger('select', {run: button.dataset.run});
 });
 """
-# Last of the inputs: whether somebody can see the tab.
-_IS_SEEN = """(...inputs) => {
-  const root = document.getElementById('runs-root');
-  inputs[inputs.length - 1] = root !== null && root.offsetParent !== null;
-  return inputs;
-}"""
 
 
 @dataclass(frozen=True)
-class Page:
+class Page(Looking):
     """What one open page of the app looks at, and what it was told last.
 
     The controls' values come from a browser and may be anything.
@@ -60,7 +55,6 @@ class Page:
         step: of the answers; None follows the newest.
         prompt: number of one of the prompts; anything unknown shows all.
         wants_report: the report was opened.
-        told: hash of each part as it was sent last.
     """
 
     run: Any = None
@@ -70,7 +64,6 @@ class Page:
     step: Any = None
     prompt: Any = None
     wants_report: bool = False
-    told: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,6 @@ def look(studio: "Studio", page: Page) -> list[Any]:
         "answers": kept.html,
         "report": report(studio, page) if page.wants_report else "",
     }
-    news = {key: hash(value) for key, value in parts.items()}
     updates = {
         "stage": gr.Radio(list(found.stages), value=found.stage),
         "prompts": _prompt_choices(kept),
@@ -199,11 +191,8 @@ def look(studio: "Studio", page: Page) -> list[Any]:
             visible=kept.last > kept.first,
         ),
     }
-    changed = [
-        gr.skip() if page.told.get(key) == news[key] else updates.get(key, parts[key])
-        for key in parts
-    ]
-    return [replace(page, told=news), gr.Timer(active=found.busy), *changed]
+    told_now, changed = news(page, parts, updates)
+    return [replace(page, told=told_now), gr.Timer(active=found.busy), *changed]
 
 
 def _prompt_choices(kept: Answers) -> gr.Dropdown:
@@ -297,13 +286,7 @@ def _wire(
     timer = gr.Timer(SECONDS, active=False)
     outputs = [page, timer, parts.stage, parts.prompt, parts.step]
     outputs += [parts.runs, parts.head, parts.results, parts.curves, parts.kept, parts.page]
-    # One at a time: a look that began before a press must not end after it and undo it.
-    one_by_one: dict[str, Any] = {
-        "show_progress": "hidden",
-        "api_visibility": "private",
-        "concurrency_id": "runs",
-        "concurrency_limit": 1,
-    }
+    options = one_by_one("runs")
 
     def turn(name: str) -> Any:
         """A handler that puts a control's value into the page."""
@@ -318,24 +301,24 @@ def _wire(
     def tick(now: Page, is_visible: bool) -> list[Any]:
         if is_visible:
             return look(studio, now)
-        return [gr.skip(), gr.Timer(active=False), *[gr.skip()] * (len(outputs) - 2)]
+        return unseen(len(outputs))
 
     def again_(now: Page) -> list[Any]:
         return look(studio, now)
 
-    gr.on([tab.select, again.click], told(again_), page, outputs, **one_by_one)
-    parts.runs.select(told(press), page, outputs, **one_by_one)
-    timer.tick(told(tick), [page, is_seen], outputs, js=_IS_SEEN, **one_by_one)
+    gr.on([tab.select, again.click], told(again_), page, outputs, **options)
+    parts.runs.select(told(press), page, outputs, **options)
+    timer.tick(told(tick), [page, is_seen], outputs, js=is_seen_js("runs-root"), **options)
     for name, control in (
         ("stage", parts.stage),
         ("everything", parts.everything),
         ("kind", parts.kind),
         ("prompt", parts.prompt),
     ):
-        control.input(turn(name), [page, control], outputs, **one_by_one)
+        control.input(turn(name), [page, control], outputs, **options)
     parts.step.input(
-        turn("step"), [page, parts.step], outputs, trigger_mode="always_last", **one_by_one
+        turn("step"), [page, parts.step], outputs, trigger_mode="always_last", **options
     )
     report_tab.select(
-        told(lambda now: look(studio, replace(now, wants_report=True))), page, outputs, **one_by_one
+        told(lambda now: look(studio, replace(now, wants_report=True))), page, outputs, **options
     )

@@ -1,6 +1,6 @@
 """Votes: what they say, how far to believe it, one's own one by one, and files for other tools."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from lora_rlhf.preferences.store import Judged
 from ui.downloads import Downloads
 from ui.people import Person, person_of, require_admin
 from ui.tabs.here import this_tab
+from ui.tabs.looking import Looking, is_seen_js, news, one_by_one, unseen
 from ui.vote_exports import EVERYTHING, export
 from ui.vote_numbers import numbers
 from ui.vote_rates import (
@@ -49,28 +50,20 @@ element.addEventListener('click', event => {
   if (button) trigger('select', {undo: button.dataset.undo});
 });
 """
-# Last of the inputs: whether somebody can see the tab.
-_IS_SEEN = """(...inputs) => {
-  const root = document.getElementById('votes-root');
-  inputs[inputs.length - 1] = root !== null && root.offsetParent !== null;
-  return inputs;
-}"""
 _DOWNLOAD = "() => document.querySelector('a#votes-file, #votes-file a, #votes-file')?.click()"
 
 
 @dataclass(frozen=True)
-class Page:
+class Page(Looking):
     """What one open page looks at, and what it was told last.
 
     Attributes:
         reference: of the win rates; None for the usual one. From a browser: may be anything.
         everybody: show everybody's judgements; for the admin alone. From a browser as well.
-        told: hash of each part as it was sent last.
     """
 
     reference: Any = None
     everybody: Any = False
-    told: dict[str, int] = field(default_factory=dict)
 
 
 # -- handlers -------------------------------------------------------------------------------------
@@ -167,7 +160,6 @@ PARTS = (
 def look(studio: "Studio", person: Person, page: Page) -> list[Any]:
     """The page, and those of `PARTS` that changed since it was told last."""
     parts = shown(studio, person, page)
-    news = {name: hash(parts[name]) for name in PARTS}
     choices, reference = parts["reference"]
     labels = [(_ALL_OTHERS_LABEL if name == ALL_OTHERS else name, name) for name in choices]
     updates = {
@@ -176,11 +168,8 @@ def look(studio: "Studio", person: Person, page: Page) -> list[Any]:
         "admin": gr.Column(visible=parts["admin"]),
         "some": gr.Column(visible=parts["some"]),
     }
-    changed = [
-        gr.skip() if page.told.get(name) == news[name] else updates.get(name, parts[name])
-        for name in PARTS
-    ]
-    return [replace(page, told=news), *changed]
+    told_now, changed = news(page, {name: parts[name] for name in PARTS}, updates)
+    return [replace(page, told=told_now), *changed]
 
 
 @dataclass(frozen=True)
@@ -301,13 +290,7 @@ def _wire(studio: "Studio", tab: gr.Tab, parts: dict[str, Any], controls: _Contr
     is_seen = gr.Checkbox(value=True, visible=False)
     timer = gr.Timer(SECONDS, active=False)
     outputs = [page, timer, *(parts[name] for name in PARTS)]
-    # One at a time: a look that began before a press must not end after it and undo it.
-    one_by_one: dict[str, Any] = {
-        "show_progress": "hidden",
-        "api_visibility": "private",
-        "concurrency_id": "votes",
-        "concurrency_limit": 1,
-    }
+    options = one_by_one("votes")
 
     def open_(now: Page, request: gr.Request) -> list[Any]:
         now, *changed = look(studio, person_of(request), now)
@@ -316,7 +299,7 @@ def _wire(studio: "Studio", tab: gr.Tab, parts: dict[str, Any], controls: _Contr
     def tick(now: Page, is_visible: bool, request: gr.Request) -> list[Any]:
         if is_visible:
             return open_(now, request)
-        return [gr.skip(), gr.Timer(active=False), *[gr.skip()] * len(PARTS)]
+        return unseen(len(outputs))
 
     def against(now: Page, value: Any, request: gr.Request) -> list[Any]:
         return open_(replace(now, reference=value), request)
@@ -334,19 +317,17 @@ def _wire(studio: "Studio", tab: gr.Tab, parts: dict[str, Any], controls: _Contr
         said = erase(studio, person_of(request))
         return [status_html(said, "good"), gr.Column(visible=False), *open_(now, request)]
 
-    gr.on([tab.select, controls.refresh.click], told(open_), page, outputs, **one_by_one)
-    timer.tick(told(tick), [page, is_seen], outputs, js=_IS_SEEN, **one_by_one)
-    parts["reference"].input(told(against), [page, parts["reference"]], outputs, **one_by_one)
-    parts["everybody"].input(told(whose), [page, parts["everybody"]], outputs, **one_by_one)
-    parts["recent"].select(told(press), page, [controls.status, *outputs], **one_by_one)
+    gr.on([tab.select, controls.refresh.click], told(open_), page, outputs, **options)
+    timer.tick(told(tick), [page, is_seen], outputs, js=is_seen_js("votes-root"), **options)
+    parts["reference"].input(told(against), [page, parts["reference"]], outputs, **options)
+    parts["everybody"].input(told(whose), [page, parts["everybody"]], outputs, **options)
+    parts["recent"].select(told(press), page, [controls.status, *outputs], **options)
     for button, is_open in ((controls.erase, True), (controls.no, False)):
         button.click(
-            lambda is_open=is_open: gr.Column(visible=is_open), None, controls.sure, **one_by_one
+            lambda is_open=is_open: gr.Column(visible=is_open), None, controls.sure, **options
         )
-    controls.yes.click(
-        told(confirm), page, [controls.status, controls.sure, *outputs], **one_by_one
-    )
-    _wire_exports(studio, controls, one_by_one)
+    controls.yes.click(told(confirm), page, [controls.status, controls.sure, *outputs], **options)
+    _wire_exports(studio, controls, options)
 
 
 def _wire_exports(studio: "Studio", controls: _Controls, options: dict[str, Any]) -> None:
