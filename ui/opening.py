@@ -42,7 +42,6 @@ def main(
 
     secret = secret_at(secret_path(store, runs_dir)) if users is None else None
     studio = Studio.open(chosen, store, runs_dir)
-    studio.multi_user = users is not None
     try:
         serve(studio, app.build_app, settings, look=app.look(), secret=secret, say=say)
     finally:

@@ -41,7 +41,6 @@ class Studio:
         runs_dir: where runs lie, and where retraining makes new ones.
         jobs: retraining.
         settings: how people are asked.
-        multi_user: people log in, so that not everybody is the owner of the machine.
         ahead: ranking tasks made before they are asked for.
         luck: the draw, by person, of whether their next ranking task is one that was judged before.
             Drawn once a task: drawn at every look for one, slow answers would make all of them so.
@@ -52,7 +51,6 @@ class Studio:
     runs_dir: Path
     jobs: Jobs
     settings: Settings = Settings()
-    multi_user: bool = False
     ahead: Ahead = field(init=False)
     luck: dict[str, float] = field(default_factory=dict)
     _stops: dict[tuple[str, str], threading.Event] = field(default_factory=dict, repr=False)

@@ -17,6 +17,7 @@ from ui import server as serving
 from ui.asking import Ask, Engine, Row, Waiting
 from ui.security import Guard
 from ui.server import Running, Settings
+from ui.studio import Settings as Asking
 from ui.studio import Studio
 from ui.turns import Turns
 
@@ -138,6 +139,7 @@ def start(
     *,
     users: Path | None = None,
     port: int | None = None,
+    asking: Asking | None = None,
     **limits: Any,
 ) -> Served:
     """Serve an engine; `stop` ends it."""
@@ -146,7 +148,7 @@ def start(
 
     store = Store.open(store_path)
     jobs = Jobs(engine, store, runs_dir)
-    studio = Studio(engine, store, runs_dir, jobs, multi_user=users is not None)
+    studio = Studio(engine, store, runs_dir, jobs, asking or Asking())
     wire = Wire()
     settings = Settings(port=port or free_port(), users=users)
     with patch.object(serving, "Guard", _tapped(wire)):

@@ -1,16 +1,21 @@
 """Nothing leaves the origin, and nothing that somebody wrote is ever run."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
 
+from lora_rlhf.data.records import user
 from tests.ui.browser.conftest import Visit
 from tests.ui.browser.people import Visitor
 from tests.ui.browser.serving import InLine, Served, serve
-from ui.asking import Ask
+from ui.asking import Ask, PoolPrompt, Row, Waiting
+from ui.ranking import MOST
+from ui.studio import Settings
 
 pytestmark = pytest.mark.ui
 
@@ -48,17 +53,45 @@ ABROAD = (
 
 
 class Hostile(InLine):
-    """Answers with the corpus, a piece for each seed, and asks for things abroad."""
+    """Answers with the corpus, the next piece every time, and asks for things abroad."""
+
+    def __init__(self) -> None:
+        words = 2 + max(len(f"{piece} {ABROAD}".split()) for piece in CORPUS)
+        super().__init__(words=words)
+        self.answered: list[str] = []
+        pieces = [CORPUS[i % len(CORPUS)] for i in range(len(self._pools["train"]))]
+        self._pools["train"] = [
+            PoolPrompt(user(f"{piece} {i}"), f"pool:train#{i}") for i, piece in enumerate(pieces)
+        ]
+
+    def stream(
+        self,
+        asks: Sequence[Ask],
+        *,
+        who: str,
+        cancel: threading.Event,
+        background: bool = False,
+    ) -> Generator[Waiting | list[Row], None, None]:
+        """As the fake, six words at a time: pieces are shown in halves, too."""
+        streamed = super().stream(asks, who=who, cancel=cancel, background=background)
+        with closing(streamed):
+            for number, told in enumerate(streamed):
+                if isinstance(told, Waiting) or number % 6 == 0 or told[0].finish:
+                    yield told
 
     def answer(self, ask: Ask) -> str:
-        """As `FakeEngine.answer`."""
-        return f"{CORPUS[ask.seed % len(CORPUS)]} {ABROAD} {ask.adapter[::-1]} {ask.seed}"
+        """As `FakeEngine.answer`, but another one every time: no answer is left out by chance."""
+        number = len(self.answered)
+        self.answered.append(f"{CORPUS[number % len(CORPUS)]} {ABROAD} {number}")
+        return self.answered[-1]
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """An app whose adapters are hostile."""
-    with serve(Hostile(words=60), tmp_path_factory.mktemp("hostile")) as served:
+    # As many answers at once as there can be, and none that was shown before.
+    asking = Settings(answers=MOST, overlap=0.0, repeats=0.0)
+    with serve(Hostile(), tmp_path_factory.mktemp("hostile"), asking=asking) as served:
         yield served
 
 
@@ -82,33 +115,62 @@ def look_at_everything(me: Visitor) -> None:
     me.page.wait_for_timeout(250)
 
 
-def test_prompts_and_answers_run_nothing_in_any_tab(visit: Visit, hostile: Served) -> None:
-    me = visit(hostile)
-    # What the policy held back is told in the console, and meant to be.
-    me.heard.expected += ["Content Security Policy", "violates", "ERR_BLOCKED", "Failed to load"]
+def pieces_in(*texts: str) -> set[str]:
+    """Those of the corpus that stand in texts; no browser lets anybody type a NUL."""
+    together = "\n".join(texts).replace("\u0000", "")
+    return {piece for piece in CORPUS if piece.replace("\u0000", "") in together}
+
+
+def chat_all(me: Visitor) -> None:
+    """Every piece as a message and as an answer, in dialogues of a few turns."""
+    before = len(me.served.engine.answered)
     for number, piece in enumerate(CORPUS):
-        piece = piece.replace("\u0000", "")  # no browser lets anybody type it
-        me.chat(piece)
-        if number % 6 == 0:
+        if number and number % 5 == 0:
+            look_at_everything(me)
             me.new_dialogue()
-    look_at_everything(me)
-    assert_untouched(me)
+        me.chat(piece.replace("\u0000", ""))
+    assert pieces_in(*me.served.engine.answered[before:]) == set(CORPUS)
+
+
+def compare_all(me: Visitor) -> None:
+    """Two pieces in a prompt, and one in each of two answers, until there was all."""
     me.tab("Compare")
-    for piece in CORPUS[::3]:
-        me.at("#cmp-box textarea").fill(piece.replace("\u0000", ""))
+    for first in range(0, len(CORPUS), 2):
+        prompt = "\n\n".join(CORPUS[first : first + 2]).replace("\u0000", "")
+        me.at("#cmp-box textarea").fill(prompt)
         me.at("#cmp-next").click()
         expect(me.at("#cmp-a")).to_be_enabled()
         me.at("#cmp-a").click()
         expect(me.at("#cmp-status")).to_contain_text("Saved")
-    look_at_everything(me)
-    assert_untouched(me)
+    tasks = [j.task for j in me.votes if j.task.mode == "pair"]
+    assert pieces_in(*(t.prompt[0]["content"] for t in tasks)) == set(CORPUS)
+    assert pieces_in(*(r.text for t in tasks for r in t.responses)) == set(CORPUS)
+
+
+def rank_all(me: Visitor) -> None:
+    """Until every piece was an answer; prompts are pieces, too."""
     me.tab("Rank")
-    for _ in range(3):
-        me.wait_for_ranking()
+    shown: set[str] = set()
+    tasks = 0
+    while shown != set(CORPUS):
+        tasks += 1
+        assert tasks <= 8, f"never shown: {set(CORPUS) - shown}"
+        task = me.wait_for_ranking()
         count = me.at(".rk-card").count()
+        assert count == len(task.responses)
+        shown |= pieces_in(*(r.text for r in task.responses))
         me.press(*"abcdefghi"[: count - 1], "Enter")
         expect(me.at(".rk-status")).to_contain_text("Saved")
-    look_at_everything(me)
+
+
+def test_prompts_and_answers_run_nothing_in_any_tab(visit: Visit, hostile: Served) -> None:
+    me = visit(hostile)
+    # What the policy held back is told in the console, and meant to be.
+    me.heard.expected += ["Content Security Policy", "violates", "ERR_BLOCKED", "Failed to load"]
+    for show_all in (chat_all, compare_all, rank_all):
+        show_all(me)
+        look_at_everything(me)
+        assert_untouched(me)
     for tab in ("Votes", "Retrain", "Runs", "Chat"):
         me.tab(tab)
         look_at_everything(me)
