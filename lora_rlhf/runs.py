@@ -21,6 +21,9 @@ from lora_rlhf.errors import CheckpointError, ConfigError
 
 Json = dict[str, Any]
 
+TRAINED_ON = "trained_on_heldout"
+"""In summary.json under `retraining`: hashes of held-out prompts that the run's adapters know."""
+
 # Keys of summary.json that a stage writes besides its own name and its seconds.
 _ALSO_OF = {"reward": ("health",), "evaluate": ("win_rates", "arms", "rounds")}
 
@@ -101,6 +104,10 @@ class Run:
         """Roles whose adapter has been saved, in the order of the pipeline."""
         roles = ("sft", "reward", "policy", "value")
         return [r for r in roles if (self.adapter(r) / "adapter_config.json").exists()]
+
+    def trained_on_heldout(self) -> set[str]:
+        """Hashes of held-out prompts that this run, or one it goes on from, was let train on."""
+        return set(self.summary().get("retraining", {}).get(TRAINED_ON, ()))
 
     def kept_policy(self, step: int) -> Path:
         """Where the policy of a round lies that `ppo.keep_policies_every` keeps."""

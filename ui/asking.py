@@ -135,6 +135,21 @@ class PoolPrompt:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Hashes of the prompts of one run's own data.
+
+    Attributes:
+        unseen: held out, and known to none of its adapters.
+        known: held out, and trained on all the same: in this run, or in one it goes on from.
+        trained: all that its adapters know.
+    """
+
+    unseen: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
+    trained: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Registered:
     """An adapter that the app knows.
 
@@ -210,6 +225,13 @@ class Engine(Protocol):
 
     def pool(self, kind: Literal["train", "heldout"]) -> list[PoolPrompt]:
         """Prompts of the first run: those training may see, or those no stage has seen."""
+
+    def prompts_of(self, run: Path) -> Prompts:
+        """Which prompts a run holds out and which it knows, by its own recipe.
+
+        Raises:
+            UserError: its data cannot be read, or the backbone is not there.
+        """
 
     def adopt(self, run: Path) -> list[str]:
         """Put the adapters of another run beside those there are; returns their names.

@@ -14,7 +14,7 @@ from lora_rlhf.errors import CheckpointError, ConfigError, UserError
 from lora_rlhf.recipe import STAGES, Recipe
 from lora_rlhf.recipe_io import load_recipe
 from lora_rlhf.runs import Run
-from ui.asking import Ask, Facts, Paused, PoolPrompt, Registered, Row, Waiting
+from ui.asking import Ask, Facts, Paused, PoolPrompt, Prompts, Registered, Row, Waiting
 from ui.registry import Registry
 from ui.turns import APP, Ticket, Turns
 
@@ -62,6 +62,7 @@ class StudioEngine:
         self.limits = limits or Limits()
         self.turns = Turns()
         self.registry = Registry(runs)
+        self._first = runs[0]
         self.recipe: Recipe = load_recipe(str(runs[0].path / "recipe.yaml"), finished=STAGES)
         self._facts = self._facts_of_recipe()
         self._state = _LOADING
@@ -71,6 +72,7 @@ class StudioEngine:
         self._changing = threading.Lock()
         self._closed = threading.Event()
         self._pools: dict[str, list[PoolPrompt]] = {}
+        self._prompts: dict[Path, Prompts] = {}
         self._loader: threading.Thread | None = None
 
     # -- loading --------------------------------------------------------------------------------
@@ -324,8 +326,17 @@ class StudioEngine:
             self._ready_decoder()  # what is missing is said at once, not after its loading
             with self._changing:
                 if kind not in self._pools:
-                    self._pools[kind] = self._ready_decoder().pool(kind)
+                    self._pools[kind] = self._ready_decoder().pool(self._first, kind)
         return self._pools[kind]
+
+    def prompts_of(self, run: Path) -> Prompts:
+        """Which prompts a run holds out and which it knows; read once."""
+        if run not in self._prompts:
+            self._ready_decoder()
+            with self._changing:
+                if run not in self._prompts:
+                    self._prompts[run] = self._ready_decoder().prompts_of(Run(run))
+        return self._prompts[run]
 
     def _ready_decoder(self) -> "Decoder":
         decoder = self._decoder

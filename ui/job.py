@@ -52,7 +52,9 @@ class Job(BaseModel):
         judgements: of the store that are trained on.
         earlier: rankings of the base run that are trained on.
         before: name of the reward adapter to compare with.
-        result: held-out accuracy, once measured.
+        measurable: held-out prompts with votes of people, which nothing was trained on.
+        result: accuracy on those, once measured; None where they are too few.
+        choosing: accuracy on people's rankings that also chose the step, which proves nothing.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,7 +77,9 @@ class Job(BaseModel):
     judgements: int = 0
     earlier: int = 0
     before: str | None = None
+    measurable: int = 0
     result: BeforeAfter | None = None
+    choosing: BeforeAfter | None = None
 
     @property
     def is_at_work(self) -> bool:

@@ -9,19 +9,18 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_rlhf.data.records import prompt_key
 from lora_rlhf.errors import ConfigError, UserError
 from lora_rlhf.preferences.store import Store
 from lora_rlhf.recipe import Recipe
 from lora_rlhf.runs import Run
-from ui.asking import Engine
+from ui.asking import Engine, Prompts
 from ui.finding import is_stale, process_of, status_of, why_it_ended
 from ui.job import LOG, Job, Pace, Progress, find_jobs
-from ui.measuring import FILE as HELDOUT
-from ui.measuring import BeforeAfter, measure, read_heldout
+from ui.measuring import BeforeAfter, measure_run
 from ui.planning import Plan, prepare_run
 from ui.preparing import DISCARDED, Memory, predict_memory
 from ui.process import Training, command, tail
@@ -114,10 +113,17 @@ class Jobs:
             raise ConfigError(
                 f"{wishes.base!r} is not a run to start from. There are: {', '.join(paths)}."
             )
-        heldout = {prompt_key(p.messages) for p in self.engine.pool("heldout")}
-        plan = Plan.make(self.store, Run(paths[wishes.base]), self.runs_dir, wishes, heldout)
+        base = paths[wishes.base]
+        plan = Plan.make(self.store, Run(base), self.runs_dir, wishes, self._prompts_of(base))
         require_enough(plan.material, wishes)
         return plan
+
+    def _prompts_of(self, base: Path) -> Prompts:
+        """Of its own data; what a reward model of another run knows does not measure it."""
+        own, before = self.engine.prompts_of(base), self._reward_of(base)
+        runs = {e.run for e in self.engine.registered() if e.name == before} - {base}
+        others = [self.engine.prompts_of(run) for run in runs]
+        return replace(own, trained=own.trained.union(*(o.trained | o.known for o in others)))
 
     def memory(self, plan: Plan) -> Memory:
         """What the plan's training needs beside what is loaded now."""
@@ -255,17 +261,16 @@ class Jobs:
     def _measure(self) -> None:
         """Score the held-out judgements with the old and the new reward model."""
         self._change(state="measuring")
-        error, result = "", None
+        error, result, choosing = "", None, None
         try:
             if not self._engine_is_back():
                 return
             self.engine.consider(self._folder)
-            rankings = read_heldout(self._folder / HELDOUT)
             after = f"{self._folder.name}/reward"
-            result = measure(self.engine, rankings, self._job.before, after)
+            result, choosing = measure_run(self.engine, self._folder, self._job.before, after)
         except UserError as problem:
             error = f"It could not be measured: {problem}"
-        self._over("done", error, result)
+        self._over("done", error, result, choosing)
 
     def _engine_is_back(self) -> bool:
         """Wait for the backbone; False where the app closes first.
@@ -281,9 +286,16 @@ class Jobs:
                 return False
         return True
 
-    def _over(self, state: str, error: str = "", result: BeforeAfter | None = None) -> None:
+    def _over(
+        self,
+        state: str,
+        error: str = "",
+        result: BeforeAfter | None = None,
+        choosing: BeforeAfter | None = None,
+    ) -> None:
         self._restore()
-        self._change(state=state, error=error, result=result, ended_at=time.time())
+        found = {"result": result, "choosing": choosing}
+        self._change(state=state, error=error, ended_at=time.time(), **found)
 
     def _release(self) -> None:
         if self._job.released:

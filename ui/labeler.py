@@ -131,9 +131,11 @@ class Loop:
         if job.state != "done":
             raise TrainingError(f"{job.name} {job.state}: {job.error}\n{jobs.log_tail(2000)}")
         adopt(self.studio, admin)
-        result = None if job.result is None else job.result.model_dump()
-        accuracies = self.found.get("accuracies", {}) | {arm: result}
-        self.keep(runs=made | {arm: job.name}, accuracies=accuracies)
+        kept = {}
+        for key, result in (("accuracies", job.result), ("choosing", job.choosing)):
+            new = None if result is None else result.model_dump()
+            kept[key] = self.found.get(key, {}) | {arm: new}
+        self.keep(runs=made | {arm: job.name}, **kept)
         return job.name
 
     def contest(self, new: str, old: str, count: int, tell: Tell) -> None:
@@ -264,17 +266,21 @@ def _bars(console: Console) -> Iterator[Tell]:
 
 
 def _show(console: Console, found: Json) -> None:
-    """The report as two tables."""
-    accuracies = Table("arm", "reward model before", "after", "change", title="On held-out votes")
+    """The report as tables."""
+    columns = ("arm", "reward model before", "after")
+    accuracies = Table(*columns, "change", title="On held-out votes")
     for arm, result in found.get("accuracies", {}).items():
         cells = [_interval(result, key) for key in ("before", "after", "change")]
         accuracies.add_row(arm, *cells)
+    choosing = Table(*columns, title="On the rankings that also chose the step")
+    for arm, result in found.get("choosing", {}).items():
+        choosing.add_row(arm, *(_interval(result, key) for key in ("before", "after")))
     rates = Table("policies, judged by", "win rate of the first", "prompts", "ties")
     for name, rate in found.get("win_rates", {}).items():
         low, high = rate["ci"]
         said = f"{rate['win_rate']:.1%} ({low:.1%} to {high:.1%})"
         rates.add_row(name, said, str(rate["prompts"]), str(rate["ties"]))
-    console.print(accuracies, rates)
+    console.print(accuracies, choosing, rates)
 
 
 def _interval(result: Json | None, key: str) -> str:

@@ -1,4 +1,8 @@
-"""How often a reward model orders held-out answers as people did, before and after. No torch."""
+"""How often a reward model orders answers as people did, before and after. No torch.
+
+What may be said of it rests on people's votes on held-out prompts alone. The rankings that chose
+the step to keep flatter the new model: of going on, the old one is among the steps.
+"""
 
 import json
 import math
@@ -13,6 +17,8 @@ from lora_rlhf.runs import write_atomically
 from ui.asking import Engine
 
 FILE = "heldout.jsonl"  # of a run directory
+CHOOSING = "choosing.jsonl"  # beside it: people's rankings that also choose the step
+LEAST = 8  # prompts, under which no number is shown: the intervals are tested from there on
 
 
 class Share(BaseModel):
@@ -26,7 +32,7 @@ class Share(BaseModel):
 
 
 class BeforeAfter(BaseModel):
-    """Two reward models on the same held-out judgements.
+    """Two reward models on the same judgements.
 
     Attributes:
         before_adapter: name of the old one; None where there was none.
@@ -50,7 +56,7 @@ class BeforeAfter(BaseModel):
 
     @property
     def verdict(self) -> str:
-        """What may be said, in a sentence."""
+        """What may be said of votes on held-out prompts, in a sentence."""
         if self.change is None:
             return f"There was no reward model before, to compare {self.after_adapter} with."
         if self.change.low > 0 or self.change.high < 0:
@@ -65,7 +71,45 @@ class BeforeAfter(BaseModel):
         )
 
 
-def write_heldout(path: Path, rankings: Sequence[Ranking]) -> None:
+def prompts_in(rankings: Sequence[Ranking]) -> int:
+    """How many prompts of them have an answer that is preferred to another one."""
+    return len({prompt_key(r.prompt) for r in rankings if r.strict_pairs})
+
+
+def too_few(prompts: int) -> str:
+    """Why a reward model is not measured, and what to do, in sentences; "" where it can be.
+
+    Args:
+        prompts: of `prompts_in`, held out, which nothing was trained on.
+    """
+    if prompts >= LEAST:
+        return ""
+    there = {0: "there are none yet", 1: "there is 1"}.get(prompts, f"there are {prompts}")
+    return (
+        f"Nothing to measure on: that takes votes on {LEAST} held-out prompts that nothing was "
+        f"trained on, and {there}. Compare some held-out prompts first (the tab Compare, with "
+        f"Prompts on 'held-out prompts'); ties do not count. The next retraining is measured on "
+        f"them."
+    )
+
+
+def measure_run(
+    engine: Engine, run: Path, before: str | None, after: str
+) -> tuple[BeforeAfter | None, BeforeAfter | None]:
+    """Both reward models on the votes that measure them, and on the rankings that chose the step.
+
+    None where `too_few` says so, or where there is none.
+
+    Raises:
+        UserError: nothing can be scored now.
+    """
+    measured = read_rankings(run / FILE)
+    enough = not too_few(prompts_in(measured))
+    result = measure(engine, measured, before, after) if enough else None
+    return result, measure(engine, read_rankings(run / CHOOSING), before, after)
+
+
+def write_rankings(path: Path, rankings: Sequence[Ranking]) -> None:
     """Keep what a reward model is measured on, as JSON lines."""
     lines = (
         json.dumps({"prompt": list(r.prompt), "responses": r.responses, "ranking": r.groups})
@@ -74,8 +118,8 @@ def write_heldout(path: Path, rankings: Sequence[Ranking]) -> None:
     write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_heldout(path: Path) -> list[Ranking]:
-    """What `write_heldout` kept; [] where there is none."""
+def read_rankings(path: Path) -> list[Ranking]:
+    """What `write_rankings` kept; [] where there is none."""
     if not path.is_file():
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -96,7 +140,7 @@ def measure(
 
     Args:
         engine: knows both adapters.
-        rankings: of people, on prompts neither adapter was trained on.
+        rankings: of people.
         before: name of the old reward adapter.
         after: name of the new one.
 

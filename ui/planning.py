@@ -11,11 +11,12 @@ from lora_rlhf.data.records import Ranking
 from lora_rlhf.preferences.events import Judgement, Task
 from lora_rlhf.preferences.store import Judged, Store
 from lora_rlhf.recipe import Recipe, Reward
-from lora_rlhf.runs import Json, Run
+from lora_rlhf.runs import TRAINED_ON, Json, Run
+from ui.asking import Prompts
 from ui.earlier import earlier_events
 from ui.job import Job
+from ui.measuring import CHOOSING, prompts_in, write_rankings
 from ui.measuring import FILE as HELDOUT
-from ui.measuring import write_heldout
 from ui.preparing import (
     SNAPSHOT,
     copy_adapters,
@@ -26,7 +27,7 @@ from ui.preparing import (
     retraining_recipe,
     write_recipe,
 )
-from ui.retraining import Chosen, Material, Wishes, choose, count, ranking_of
+from ui.retraining import Chosen, Material, Wishes, choose, count, heldout_among, ranking_of
 
 _MANY = 100  # rankings
 _START_SECONDS = 15.0  # of a process: imports, the backbone, the report
@@ -45,6 +46,8 @@ class Plan:
         material: all that, counted.
         recipe: of the new run.
         defaults: `key=value` that differ from the base run's recipe, and yield to the admin's.
+        known: hashes of held-out prompts that this or a run before was let train on. They measure
+            and evaluate nothing, in no run that goes on from this one.
     """
 
     base: Run
@@ -55,10 +58,11 @@ class Plan:
     material: Material
     recipe: Recipe
     defaults: tuple[str, ...]
+    known: frozenset[str]
 
     @classmethod
     def make(
-        cls, store: Store, base: Run, runs_dir: Path, wishes: Wishes, heldout_keys: set[str]
+        cls, store: Store, base: Run, runs_dir: Path, wishes: Wishes, prompts: Prompts
     ) -> "Plan":
         """Read the store and the base run; nothing is changed.
 
@@ -67,13 +71,14 @@ class Plan:
             base: the run to start from.
             runs_dir: where the new run will lie.
             wishes: of the admin.
-            heldout_keys: hashes of prompts that training must not see.
+            prompts: of the base run: what training must not see, and what it has seen.
 
         Raises:
             UserError: an override that cannot be, or a base run that lacks something.
         """
         old = recipe_of(base)
-        chosen = choose(store.judged(), wishes, heldout_keys)
+        judged = store.judged()
+        chosen = choose(judged, wishes, prompts)
         is_fresh = "reward" not in goes_on(base, wishes)
         wanted = wishes.earlier if wishes.earlier is not None else is_fresh
         earlier = earlier_events(base, old) if wanted else []
@@ -81,13 +86,15 @@ class Plan:
         name = new_name(runs_dir, base.name)
         rankings = material.judgements + material.earlier
         defaults = reward_settings(fresh_settings(base, old), not is_fresh, rankings)
-        if old.evaluate is not None and wishes.heldout:
+        trained = {j.task.prompt_sha256 for j in chosen.kept}
+        trained |= {e.prompt_sha256 for e in earlier if isinstance(e, Task)}
+        known = prompts.known | (trained & heldout_among(judged, prompts))
+        if old.evaluate is not None and known:
             # What is trained on does not evaluate.
-            trained_on = {j.task.prompt_sha256 for j in chosen.kept}
-            left = max(1, len(heldout_keys - trained_on))
+            left = max(1, len(prompts.unseen - known))
             defaults += (f"evaluate.prompts={min(old.evaluate.prompts, left)}",)
         recipe = retraining_recipe(base, runs_dir / name, wishes, defaults)
-        return cls(base, name, wishes, chosen, earlier, material, recipe, defaults)
+        return cls(base, name, wishes, chosen, earlier, material, recipe, defaults, known)
 
     def events(self) -> Iterator[Task | Judgement]:
         """What the snapshot holds, tasks before their judgements."""
@@ -187,15 +194,18 @@ def prepare_run(
         judgements=plan.material.judgements,
         earlier=plan.material.earlier,
         before=before,
+        measurable=prompts_in(plan.material.measured),
     )
     try:
         job.save(folder)
         new = Run(folder)
         copy_adapters(plan.base, new, goes_on(plan.base, plan.wishes))
         sha256 = fill(folder / SNAPSHOT, store, plan.events())
-        write_heldout(folder / HELDOUT, plan.material.measured)
+        write_rankings(folder / HELDOUT, plan.material.measured)
+        write_rankings(folder / CHOOSING, plan.material.choosing)
         job = job.model_copy(update={"snapshot_sha256": sha256})
         origin = _origin(job) | {"fresh": fresh_settings(plan.base, recipe_of(plan.base))}
+        origin |= {TRAINED_ON: sorted(plan.known)}
         new.write_json("summary.json", new.summary() | {"retraining": origin})
         job.save(folder)
         write_recipe(new, plan.recipe)

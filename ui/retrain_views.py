@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from lora_rlhf.display import short_time
 from ui.job import Job, Progress
-from ui.measuring import BeforeAfter, Share
+from ui.measuring import BeforeAfter, Share, prompts_in, too_few
 from ui.planning import Plan
 from ui.preparing import Memory
 from ui.retraining import removed_lines
@@ -54,7 +54,8 @@ def _material_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     pairs = sum(len(r.strict_pairs) for r in found.measured)
     yield (
         "To measure before and after",
-        f"{_number(len(found.measured), 'ranking')} by people on held-out prompts: "
+        too_few(prompts_in(found.measured))
+        or f"{_number(len(found.measured), 'ranking')} by people on held-out prompts: "
         f"{_number(pairs, 'pair')}",
     )
 
@@ -170,24 +171,51 @@ def progress_html(job: Job, progress: Progress) -> str:
 # -- before and after ---------------------------------------------------------------------------
 
 
-def result_html(result: BeforeAfter | None) -> str:
+def result_html(job: Job) -> str:
+    """What its reward model was measured to be, or why it was not; then what proves nothing."""
+    parts = []
+    if job.result is not None:
+        parts.append(_measured_html(job.result))
+    elif job.state in ("done", "adopted") and not job.error:
+        parts.append(f'<p class="train-verdict">{html.escape(too_few(job.measurable))}</p>')
+    if job.choosing is not None:
+        parts.append(_choosing_html(job.choosing))
+    return "".join(parts)
+
+
+def _measured_html(result: BeforeAfter) -> str:
     """Accuracies with their intervals on one scale, the change on its own, and a verdict."""
-    if result is None:
-        return ""
-    bars = []
-    if result.before is not None and result.before_adapter is not None:
-        bars.append(_bar(f"before: {result.before_adapter}", result.before, 0.0, 1.0, 0.5))
-    bars.append(_bar(f"after: {result.after_adapter}", result.after, 0.0, 1.0, 0.5))
+    bars = _accuracies(result)
     if result.change is not None:
-        bars.append(_bar("change", result.change, -1.0, 1.0, 0.0))
+        bars += _bar("change", result.change, -1.0, 1.0, 0.0)
     about = (
         f"Pairs in the order people gave them: {_number(result.pairs, 'pair')} of "
         f"{_number(result.prompts, 'held-out prompt')}, 95 % intervals by prompt"
     )
     return (
         f'<figure class="train-result"><figcaption>{html.escape(about)}</figcaption>'
-        f'{"".join(bars)}<p class="train-verdict">{html.escape(_overlap(result))}</p></figure>'
+        f'{bars}<p class="train-verdict">{html.escape(_overlap(result))}</p></figure>'
     )
+
+
+def _choosing_html(result: BeforeAfter) -> str:
+    """Accuracies alone: where a step was chosen for them, they are no verdict."""
+    about = (
+        f"On the rankings that also chose the step: {_number(result.pairs, 'pair')} of "
+        f"{_number(result.prompts, 'prompt')}. Training keeps the step that does best on these, "
+        f"which flatters the new model: they show that it has learned, not that it is better."
+    )
+    return (
+        f'<figure class="train-result"><figcaption>{html.escape(about)}</figcaption>'
+        f"{_accuracies(result)}</figure>"
+    )
+
+
+def _accuracies(result: BeforeAfter) -> str:
+    after = _bar(f"after: {result.after_adapter}", result.after, 0.0, 1.0, 0.5)
+    if result.before is None or result.before_adapter is None:
+        return after
+    return _bar(f"before: {result.before_adapter}", result.before, 0.0, 1.0, 0.5) + after
 
 
 def _overlap(result: BeforeAfter) -> str:

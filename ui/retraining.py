@@ -12,14 +12,13 @@ from lora_rlhf.data.records import Ranking, prompt_key
 from lora_rlhf.data.splits import deduplicate, split_rankings
 from lora_rlhf.errors import UserError
 from lora_rlhf.preferences.counting import is_too_fast
-from lora_rlhf.preferences.events import UNFINISHED
-from lora_rlhf.preferences.rows import is_identical, ranking_row, why_no_order
+from lora_rlhf.preferences.rows import HELDOUT_POOL, is_identical, ranking_row, why_no_order
 from lora_rlhf.preferences.store import Judged
+from ui.asking import Prompts
 
 Scope = Literal["reward", "reward + PPO", "reward + PPO + evaluate"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 LEAST_PROMPTS = 2  # with a strict preference, a side of the split
-HELDOUT_POOL = "pool:heldout"
 
 
 class TooLittle(UserError):
@@ -37,7 +36,8 @@ class Wishes:
             copies of `sft`.
         earlier: add the rankings that the base run's reward model was trained on; None: where it
             does not go on from that model, which knows them.
-        heldout: train on votes on held-out prompts as well, which then measure nothing any more.
+        heldout: train on votes on held-out prompts as well, which then measure nothing any more,
+            in this run and in all that go on from it.
         fast: train on votes as well that came faster than anybody reads.
         overrides: `key=value` for the recipe.
         votes: train on the store's judgements. Without them, on the earlier rankings alone: a
@@ -71,7 +71,8 @@ class Chosen:
     Attributes:
         kept: what is trained on.
         removed: reason -> judgements.
-        measured: people's votes on held-out prompts, which measure a reward model.
+        measured: people's votes on held-out prompts that no adapter of the base run knows: they
+            measure a reward model, where they are not trained on.
     """
 
     kept: list[Judged]
@@ -79,21 +80,23 @@ class Chosen:
     measured: list[Judged]
 
 
-def choose(judged: Sequence[Judged], wishes: Wishes, heldout_keys: set[str]) -> Chosen:
+def choose(judged: Sequence[Judged], wishes: Wishes, prompts: Prompts) -> Chosen:
     """Sort the live judgements of a store.
 
     Args:
         judged: of the store.
         wishes: of the admin.
-        heldout_keys: hashes of the prompts that no stage of the base run has seen, whoever typed
-            them.
+        prompts: of the base run, whoever typed them.
     """
     kept, measured = [], []
     removed: Counter[str] = Counter()
+    heldout = heldout_among(judged, prompts)
+    known = prompts.known | prompts.trained
     for each in judged:
         reason = _why_not(each, wishes)
-        on_heldout = is_heldout(each, heldout_keys)
-        if reason is None and on_heldout and not is_imported(each):
+        on_heldout = each.task.prompt_sha256 in heldout
+        measures = on_heldout and each.task.prompt_sha256 not in known and not is_imported(each)
+        if reason is None and measures:
             measured.append(each)
         if reason is None and on_heldout and not wishes.heldout:
             reason = "on a held-out prompt"
@@ -106,10 +109,11 @@ def choose(judged: Sequence[Judged], wishes: Wishes, heldout_keys: set[str]) -> 
     return Chosen(kept, dict(removed), measured)
 
 
-def is_heldout(judged: Judged, heldout_keys: set[str]) -> bool:
-    """Whether it is about a prompt that training must not see."""
-    task = judged.task
-    return task.prompt_source.startswith(HELDOUT_POOL) or task.prompt_sha256 in heldout_keys
+def heldout_among(judged: Sequence[Judged], prompts: Prompts) -> set[str]:
+    """Hashes of the prompts that training must not see: the base run's, and those of the app."""
+    tasks = (j.task for j in judged)
+    of_app = {t.prompt_sha256 for t in tasks if t.prompt_source.startswith(HELDOUT_POOL)}
+    return of_app | prompts.unseen | prompts.known
 
 
 def is_imported(judged: Judged) -> bool:
@@ -130,17 +134,13 @@ def _why_not(judged: Judged, wishes: Wishes) -> str | None:
 _FAST = "faster than anybody reads"
 
 
-def _is_unfinished(judged: Judged) -> bool:
-    return any(r.finish_reason in UNFINISHED for r in judged.task.responses)
-
-
 def _is_empty(judged: Judged) -> bool:
     return not all(r.text.strip() for r in judged.task.responses)
 
 
 # The first that applies is the one that is counted, after those of `why_no_order`.
 _REASONS: tuple[tuple[str, Callable[[Judged], bool]], ...] = (
-    ("of an unfinished answer", _is_unfinished),
+    ("of an unfinished answer", lambda j: bool(j.task.unfinished)),
     ("with an empty answer", _is_empty),
     ("between identical answers", is_identical),
     (_FAST, lambda j: "fast" in j.judgement.flags or is_too_fast(j.task, j.judgement)),
@@ -185,7 +185,10 @@ class Material:
         earlier: rankings of the base run that are added.
         train: rankings that the reward model learns from.
         heldout: rankings that choose its best step.
-        measured: people's rankings that measure it before and after.
+        measured: people's rankings that measure it before and after: of held-out prompts alone,
+            which nothing here or before trains on, and which choose no step.
+        choosing: people's rankings among those that choose its best step. They say that it has
+            learned, and not that it is better: the step is the one that does best on them.
     """
 
     judgements: int
@@ -198,6 +201,7 @@ class Material:
     train: Side
     heldout: Side
     measured: list[Ranking] = field(repr=False)
+    choosing: list[Ranking] = field(default_factory=list, repr=False)
 
 
 def count(chosen: Chosen, earlier: Sequence[Ranking], fraction: float) -> Material:
@@ -211,11 +215,9 @@ def count(chosen: Chosen, earlier: Sequence[Ranking], fraction: float) -> Materi
     own = [ranking_of(each) for each in chosen.kept]
     records, _ = deduplicate([*own, *earlier])
     train, heldout = split_rankings(records, fraction, of_training_prompts=True)
-    held = {prompt_key(r.prompt) for r in heldout}
-    people = [j for j in chosen.kept if not is_imported(j) and j.task.prompt_sha256 in held]
-    kept_ids = {j.judgement.id for j in chosen.kept}
-    # Votes on the held-out pool measure, unless they are trained on.
-    people += [j for j in chosen.measured if j.judgement.id not in kept_ids]
+    choose_step = {prompt_key(r.prompt) for r in heldout}
+    people = [j for j in chosen.kept if not is_imported(j)]
+    known = choose_step | {prompt_key(r.prompt) for r in train}
     return Material(
         judgements=len(own),
         prompts=len({prompt_key(r.prompt) for r in own}),
@@ -226,7 +228,8 @@ def count(chosen: Chosen, earlier: Sequence[Ranking], fraction: float) -> Materi
         earlier=len(earlier),
         train=_side(train),
         heldout=_side(heldout),
-        measured=[ranking_of(each) for each in people],
+        measured=[ranking_of(j) for j in chosen.measured if j.task.prompt_sha256 not in known],
+        choosing=[ranking_of(j) for j in people if j.task.prompt_sha256 in choose_step],
     )
 
 

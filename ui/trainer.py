@@ -57,7 +57,7 @@ def view(studio: Studio, person: Person) -> View:
         tone=tone,
         bar=progress_html(job, progress),
         log=studio.jobs.log_tail(),
-        result=result_html(job.result),
+        result=result_html(job),
         busy=job.is_at_work,
         can_start=not job.is_at_work and job.state != "done",
         can_cancel=job.state in ("preparing", "running") and not job.cancelling,

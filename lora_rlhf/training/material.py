@@ -11,10 +11,11 @@ from lora_rlhf.data.batches import (
 )
 from lora_rlhf.data.records import Demonstration, Prompt, key_of
 from lora_rlhf.data.sources import load_demonstrations, load_prompts, load_rankings, require
-from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt
+from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt, split_rankings
 from lora_rlhf.errors import DataError
 from lora_rlhf.model.backbone import Backbone
-from lora_rlhf.recipe import Recipe
+from lora_rlhf.recipe import Recipe, is_store
+from lora_rlhf.runs import Run
 
 RANKINGS = "rank/rankings.jsonl"  # of a run, where a simulated labeler made them
 Tokens = tuple[list[int], list[int]]
@@ -27,6 +28,10 @@ class Reader(Protocol):
     @property
     def recipe(self) -> Recipe:
         """Of the run whose data is read."""
+
+    @property
+    def run(self) -> Run:
+        """Its summary names held-out prompts that were trained on all the same."""
 
     @property
     def backbone(self) -> Backbone:
@@ -77,19 +82,22 @@ def _tokenise(session: Reader, records: Sequence[Demonstration]) -> list[Tokens]
 
 def training_prompts(session: Reader) -> list[TokenisedPrompt]:
     """Prompts that training may see, tokenised: `data.prompts`, else the demonstrations' own."""
-    data = session.recipe.data
-    if data.prompts is not None:
-        loaded = load_prompts(data.prompts, session.backbone.tokenizer)
-        records, _ = deduplicate(require(loaded))
-        if data.heldout_prompts is None:
-            records, _ = split_by_prompt(records, data.heldout_fraction)
-    else:
-        train, _ = split_demonstrations(session)
-        records = list(dict.fromkeys(Prompt(d.prompt) for d in train))
-    tokens, dropped = tokenise_prompts(records, session.backbone.format, data.max_prompt_tokens)
+    records, limit = _training_records(session), session.recipe.data.max_prompt_tokens
+    tokens, dropped = tokenise_prompts(records, session.backbone.format, limit)
     for reason, count in dropped.items():
         session.tell(f"prompts: {count} of {len(records)} dropped ({reason})")
     return tokens
+
+
+def _training_records(session: Reader) -> list[Prompt]:
+    data = session.recipe.data
+    if data.prompts is None:
+        train, _ = split_demonstrations(session)
+        return list(dict.fromkeys(Prompt(d.prompt) for d in train))
+    records, _ = deduplicate(require(load_prompts(data.prompts, session.backbone.tokenizer)))
+    if data.heldout_prompts is not None:
+        return records
+    return split_by_prompt(records, data.heldout_fraction)[0]
 
 
 def heldout_prompts(session: Reader, count: int) -> list[TokenisedPrompt]:
@@ -108,38 +116,71 @@ def heldout_prompts(session: Reader, count: int) -> list[TokenisedPrompt]:
 
 
 def all_heldout_prompts(session: Reader) -> list[TokenisedPrompt]:
-    """Prompts that no training stage has seen."""
-    data, backbone = session.recipe.data, session.backbone
-    if data.heldout_prompts is not None:
-        loaded = load_prompts(data.heldout_prompts, backbone.tokenizer, heldout=True)
-        records = _never_trained_on(session, deduplicate(require(loaded))[0])
-    elif data.prompts is not None:
-        all_records, _ = deduplicate(require(load_prompts(data.prompts, backbone.tokenizer)))
-        _, records = split_by_prompt(all_records, data.heldout_fraction)
-    else:
-        _, demos = split_demonstrations(session)
-        records = list(dict.fromkeys(Prompt(d.prompt) for d in demos))
-    tokens, dropped = tokenise_prompts(records, backbone.format, data.max_prompt_tokens)
-    for reason, number in dropped.items():
-        session.tell(f"held-out prompts: {number} of {len(records)} dropped ({reason})")
-    return tokens
+    """Prompts that no training stage has seen, nor one of a run that this one goes on from."""
+    return _unseen(session, _heldout_records(session), _trained_on(session))
 
 
-def _never_trained_on(session: Reader, records: list[Prompt]) -> list[Prompt]:
-    """Held-out prompts of a source of their own, without those that a training source holds."""
-    data, tokenizer = session.recipe.data, session.backbone.tokenizer
-    keys: set[str] = set()
-    if data.demonstrations is not None:
-        keys |= {key_of(r) for r in require(load_demonstrations(data.demonstrations, tokenizer))}
-    if data.rankings is not None:
-        keys |= {key_of(r) for r in require(load_rankings(data.rankings))}
-    if data.prompts is not None:
-        keys |= {key_of(r) for r in require(load_prompts(data.prompts, tokenizer))}
-    kept = [record for record in records if key_of(record) not in keys]
+def sort_prompts(session: Reader) -> tuple[set[str], set[str], set[str]]:
+    """Hashes of a run's prompts.
+
+    Returns:
+        (unseen, known, trained): of `all_heldout_prompts`; of those that are held out and were
+        trained on all the same; of all that was trained on.
+    """
+    records, trained = _heldout_records(session), _trained_on(session)
+    unseen = {key_of(prompt) for _, prompt in _unseen(session, records, trained)}
+    known = session.run.trained_on_heldout() | (trained & {key_of(r) for r in records})
+    data = session.recipe.data
+    if data.prompts is not None or data.demonstrations is not None:
+        trained = trained | {key_of(r) for r in _training_records(session)}
+    return unseen, known, trained
+
+
+def _unseen(session: Reader, records: list[Prompt], trained: set[str]) -> list[TokenisedPrompt]:
+    kept = [record for record in records if key_of(record) not in trained]
     if len(kept) < len(records):
         number = len(records) - len(kept)
         session.tell(f"held-out prompts: {number} of {len(records)} are trained on and left out")
-    return kept
+    limit = session.recipe.data.max_prompt_tokens
+    tokens, dropped = tokenise_prompts(kept, session.backbone.format, limit)
+    for reason, number in dropped.items():
+        session.tell(f"held-out prompts: {number} of {len(kept)} dropped ({reason})")
+    return tokens
+
+
+def _heldout_records(session: Reader) -> list[Prompt]:
+    """What the recipe holds out, whatever has become of it."""
+    data, tokenizer = session.recipe.data, session.backbone.tokenizer
+    if data.heldout_prompts is not None:
+        return deduplicate(require(load_prompts(data.heldout_prompts, tokenizer, heldout=True)))[0]
+    if data.prompts is not None:
+        records, _ = deduplicate(require(load_prompts(data.prompts, tokenizer)))
+        return split_by_prompt(records, data.heldout_fraction)[1]
+    _, demos = split_demonstrations(session)
+    return list(dict.fromkeys(Prompt(d.prompt) for d in demos))
+
+
+def _trained_on(session: Reader) -> set[str]:
+    """Hashes of the prompts that the run's stages train on, and those it goes on from.
+
+    Held-out prompts of a source of their own stand in no training source at all. Those split off
+    another source are in it, on its held-out side; the other sources have such a side, too, and
+    what they train on is the rest. A store's is split otherwise, so that all of it counts.
+    """
+    data, tokenizer = session.recipe.data, session.backbone.tokenizer
+    keys, whole = session.run.trained_on_heldout(), data.heldout_prompts is not None
+    if data.demonstrations is not None and whole:
+        keys |= {key_of(r) for r in require(load_demonstrations(data.demonstrations, tokenizer))}
+    elif data.demonstrations is not None:
+        keys |= {key_of(r) for r in split_demonstrations(session)[0]}
+    if data.rankings is not None:
+        rankings, _ = deduplicate(require(load_rankings(data.rankings)))
+        if not (whole or is_store(data.rankings.path or "")):
+            rankings, _ = split_rankings(rankings, data.heldout_fraction, False)
+        keys |= {key_of(r) for r in rankings}
+    if data.prompts is not None and whole:
+        keys |= {key_of(r) for r in require(load_prompts(data.prompts, tokenizer))}
+    return keys
 
 
 def as_sequences(backbone: Backbone, tokens: Sequence[Tokens]) -> Sequences:

@@ -7,9 +7,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lora_rlhf.data.records import user
+from lora_rlhf.data.records import prompt_key, user
 from lora_rlhf.errors import CheckpointError, ConfigError
-from ui.asking import BASE, Ask, Facts, PoolPrompt, Registered, Row, Waiting
+from lora_rlhf.runs import Run
+from ui.asking import BASE, Ask, Facts, PoolPrompt, Prompts, Registered, Row, Waiting
 
 TEXT = "the owl sings under a silver moon and finds the old blue boat by the quiet river"
 WORDS = TEXT.split()
@@ -114,6 +115,13 @@ class FakeEngine:
 
     def pool(self, kind: str) -> list[PoolPrompt]:
         return self._pools[kind]
+
+    def prompts_of(self, run: Path) -> Prompts:
+        """The pools, of whatever run; what its summary says was trained on is known."""
+        keys = {k: {prompt_key(p.messages) for p in pool} for k, pool in self._pools.items()}
+        known = frozenset(Run(run).trained_on_heldout())
+        unseen, trained = keys["heldout"] - known, keys["train"] | known
+        return Prompts(frozenset(unseen), known, frozenset(trained))
 
     def adopt(self, run: Path) -> list[str]:
         fresh = self._made_of(run)

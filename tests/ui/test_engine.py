@@ -1,5 +1,6 @@
 """The real engine on random adapters of builtin:tiny in NF4: answers, stopping, queue, scores."""
 
+import json
 import math
 import threading
 import time
@@ -14,10 +15,11 @@ import pytest
 import torch
 
 from lora_rlhf.chat.engine import Engine as Dialogue
-from lora_rlhf.data.records import Messages, user
+from lora_rlhf.data.records import Messages, prompt_key, user
 from lora_rlhf.errors import CheckpointError, ConfigError, DataError, HardwareError, UserError
 from lora_rlhf.model.generation import Sampling
-from lora_rlhf.runs import Run
+from lora_rlhf.recipe_io import dump_recipe, load_recipe
+from lora_rlhf.runs import TRAINED_ON, Run, write_atomically
 from tests.small_run import small_run
 from tests.ui.scripted import eventually
 from ui.asking import Ask, Busy, Paused, Row, Waiting
@@ -462,6 +464,31 @@ def test_prompts_of_the_run_are_read_once(engine: StudioEngine) -> None:
     assert not {str(p.messages) for p in train} & {str(p.messages) for p in heldout}
     assert heldout[0].source == "pool:heldout#0"
     assert engine.pool("train") is train
+
+
+def test_what_a_run_holds_out_is_said_by_its_own_recipe(
+    engine: StudioEngine, runs: list[Run], tmp_path: Path
+) -> None:
+    pools = {
+        kind: {prompt_key(p.messages) for p in engine.pool(kind)} for kind in ("train", "heldout")
+    }
+    own = engine.prompts_of(runs[0].path)
+    assert (own.unseen, own.known, own.trained) == (pools["heldout"], set(), pools["train"])
+    texts = [f"Say the number {i}." for i in range(8)]
+    rows = [json.dumps({"prompt": text, "response": "No."}) + "\n" for text in texts]
+    (tmp_path / "data.jsonl").write_text("".join(rows))
+    data = f"data.demonstrations={{path: {tmp_path / 'data.jsonl'}}}"
+    changes = [data, "data.heldout_fraction=0.5"]
+    recipe = load_recipe(str(runs[0].path / "recipe.yaml"), changes)
+    other = Run(tmp_path / "other")
+    write_atomically(other.path / "recipe.yaml", dump_recipe(recipe))
+    gone = prompt_key(user(texts[0]))
+    other.write_json("summary.json", {"retraining": {TRAINED_ON: [gone]}})
+    theirs = engine.prompts_of(other.path)
+    assert theirs.unseen | theirs.trained == {prompt_key(user(text)) for text in texts}
+    assert not theirs.unseen & theirs.trained
+    assert len(theirs.unseen) >= 1
+    assert theirs.known == {gone}
 
 
 # -- errors -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from lora_rlhf.errors import ConfigError
 from lora_rlhf.preferences.store import Store
 from lora_rlhf.runs import Run
+from tests.preferences.making import task, vote
 from tests.ui.training import (
     ROOMY,
     TIGHT,
@@ -223,7 +224,10 @@ def test_a_memory_plan_beside_what_is_held() -> None:
 # -- afterwards ---------------------------------------------------------------------------------
 
 
-def test_old_and_new_are_measured_on_the_same_judgements(make, engine) -> None:
+def test_old_and_new_are_measured_on_the_same_judgements(make, engine, store) -> None:
+    for i in range(9):
+        made = task(prompt_source=f"pool:heldout#{i}")
+        store.add_many([made, vote(made)])
     job = finished(make()).job()
     assert job.result is not None
     assert (job.result.before_adapter, job.result.after_adapter) == (
@@ -234,7 +238,17 @@ def test_old_and_new_are_measured_on_the_same_judgements(make, engine) -> None:
         "score quick/reward",
         "score quick-2/reward",
     }
-    assert job.result.pairs == job.result.prompts > 1
+    assert job.result.pairs == job.result.prompts == job.measurable == 9
+    assert job.choosing is not None
+    assert 1 < job.choosing.prompts < 20
+
+
+def test_without_comparisons_nothing_is_measured(make) -> None:
+    """Twenty rankings of training prompts; those that chose the step prove nothing."""
+    job = finished(make()).job()
+    assert (job.state, job.error, job.measurable) == ("done", "", 0)
+    assert job.result is None
+    assert job.choosing is not None
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -246,7 +260,7 @@ def test_what_cannot_be_measured_can_be_adopted_and_the_next_begun(make, engine)
     jobs = make()
     jobs.start("ana", WISHES)
     wait(jobs, "done")
-    assert jobs.job().result is None
+    assert jobs.job().choosing is None
     assert "could not be measured: RuntimeError: CUDA out of memory" in jobs.job().error
     jobs.adopt()
     jobs.start("ana", WISHES)
@@ -341,7 +355,7 @@ def test_training_outlives_the_app_and_a_new_one_finds_it(make, runs) -> None:
     assert second.job().state == "running"
     assert second.job().pid == pid
     wait(second, "done")
-    assert second.job().result is not None
+    assert second.job().choosing is not None
     assert second.job().exit_code is None  # nobody could see it
 
 
@@ -434,7 +448,7 @@ def test_a_finished_one_is_still_to_be_decided_after_a_restart(make, engine, run
     finished(make()).close()
     second = make()
     assert second.job().state == "done"
-    assert second.job().result is not None
+    assert second.job().choosing is not None
     assert "quick-2/policy" in second.adopt()
     third = make()
     assert third.job().state == "none"

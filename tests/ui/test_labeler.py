@@ -149,7 +149,8 @@ def test_the_whole_loop_makes_runs_votes_and_rates_and_goes_on_where_it_was(
     first.contest("votes", "old", 7, silent)
     found = json.loads(report.read_text())
     assert found["runs"] == {"votes": "quick-2"}
-    assert found["accuracies"]["votes"]["after_adapter"] == "quick-2/reward"
+    assert found["choosing"]["votes"]["after_adapter"] == "quick-2/reward"
+    assert found["accuracies"]["votes"] is None  # nobody has compared anything before
     for manner in ("judge", "labeler"):
         rate = found["win_rates"][f"votes against old, {manner}"]
         assert rate["wins"] + rate["losses"] + rate["ties"] == 7

@@ -9,7 +9,19 @@ import pytest
 
 from lora_rlhf.data.records import Ranking, user
 from tests.ui.fakes import FakeEngine
-from ui.measuring import BeforeAfter, change_of, measure, read_heldout, write_heldout
+from ui.measuring import (
+    CHOOSING,
+    FILE,
+    LEAST,
+    BeforeAfter,
+    change_of,
+    measure,
+    measure_run,
+    prompts_in,
+    read_rankings,
+    too_few,
+    write_rankings,
+)
 
 
 class Scores(FakeEngine):
@@ -131,6 +143,33 @@ def test_pairs_of_one_prompt_count_as_one_observation() -> None:
 
 def test_what_is_measured_on_survives_the_file(tmp_path: Path) -> None:
     rankings = [ranking("p \u2028 \u00e9", "ab"), ranking("q", "abc", ties=2)]
-    write_heldout(tmp_path / "heldout.jsonl", rankings)
-    assert read_heldout(tmp_path / "heldout.jsonl") == rankings
-    assert read_heldout(tmp_path / "none.jsonl") == []
+    write_rankings(tmp_path / "heldout.jsonl", rankings)
+    assert read_rankings(tmp_path / "heldout.jsonl") == rankings
+    assert read_rankings(tmp_path / "none.jsonl") == []
+
+
+def test_a_run_is_measured_on_votes_that_choose_nothing_and_not_on_too_few(tmp_path: Path) -> None:
+    """The new model turns the order of the choosing rankings right, and that of the votes wrong."""
+    engine = Scores(old="abxy", new="baxy")
+    write_rankings(tmp_path / CHOOSING, [ranking(f"c{i}", "ab") for i in range(30)])
+    votes = [ranking(f"p{i}", "ba") for i in range(LEAST)]
+    write_rankings(tmp_path / FILE, votes)
+    result, choosing = measure_run(engine, tmp_path, "old", "new")
+    assert result is not None
+    assert choosing is not None
+    assert (result.after.value, choosing.after.value) == (0.0, 1.0)
+    assert (result.prompts, choosing.prompts) == (LEAST, 30)
+    # One short: several votes on one prompt, and a tie, are no more prompts.
+    few = [*votes[1:], votes[1], ranking("tie", "ab", ties=2)]
+    write_rankings(tmp_path / FILE, few)
+    result, choosing = measure_run(engine, tmp_path, "old", "new")
+    assert result is None
+    assert choosing is not None
+    assert prompts_in(few) == LEAST - 1
+
+
+def test_too_few_is_said_with_what_to_do() -> None:
+    assert too_few(LEAST) == ""
+    for count, said in ((0, "there are none yet"), (1, "there is 1."), (7, "there are 7.")):
+        assert said in too_few(count)
+        assert "Compare some held-out prompts first" in too_few(count)

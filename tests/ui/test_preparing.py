@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lora_rlhf.data.records import prompt_key, user
 from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.errors import ConfigError, UserError
 from lora_rlhf.preferences.events import Retract
@@ -25,6 +27,7 @@ from tests.ui.training import (
     scripted_jobs,
     twenty_votes,
 )
+from ui.asking import Prompts
 from ui.jobs import Jobs
 from ui.retraining import TooLittle, Wishes
 
@@ -82,7 +85,7 @@ def test_the_snapshot_is_private_and_its_hash_is_recorded(make, runs) -> None:
     assert job.snapshot_sha256 == hashlib.sha256(snapshot.read_bytes()).hexdigest()
     summary = Run(runs / "quick-2").summary()
     assert summary["retraining"]["rankings_sha256"] == job.snapshot_sha256
-    assert not list(runs.glob("quick-2/.*"))  # what it was filled in is gone
+    assert not list(runs.glob("quick-2/.rankings*"))  # what it was filled in is gone
 
 
 def test_the_dry_run_names_the_snapshot_that_start_makes_and_makes_none(make, runs, store) -> None:
@@ -292,5 +295,55 @@ def test_votes_on_held_out_prompts_measure_and_do_not_train(make, runs, store) -
         json.loads(line)["prompt"][0]["content"]
         for line in (runs / "quick-2" / "heldout.jsonl").read_text().splitlines()
     ]
-    assert "never seen" in prompts
-    assert 1 < len(prompts) < 20  # and the held-out side of the split
+    assert prompts == ["never seen"]  # what chose the step stands in a file of its own
+    choosing = (runs / "quick-2" / "choosing.jsonl").read_text()
+    assert "never seen" not in choosing
+    assert 1 < len(choosing.splitlines()) < 20
+
+
+def test_held_out_prompts_that_were_trained_on_once_are_so_for_good(
+    make, engine, runs, store
+) -> None:
+    """The second retraining goes on from the first, and has no wish of its own."""
+    pool = engine.pool("heldout")
+    for prompt in pool[:3]:
+        made = task(prompt=prompt.messages[0]["content"], prompt_source=prompt.source)
+        store.add_many([made, vote(made)])
+    keys = [prompt_key(prompt.messages) for prompt in pool]
+    jobs = finished(make(), Wishes("quick", "reward", heldout=True))
+    assert Run(runs / "quick-2").trained_on_heldout() == set(keys[:3])
+    assert jobs.job().measurable == 0
+    jobs.adopt()
+    for prompt in pool[3:5]:
+        made = task(prompt=prompt.messages[0]["content"], prompt_source=prompt.source)
+        store.add_many([made, vote(made)])
+    plan = jobs.plan(Wishes("quick-2", "reward + PPO + evaluate"))
+    assert {prompt_key(r.prompt) for r in plan.material.measured} == set(keys[3:5])
+    assert plan.recipe.evaluate is not None
+    assert plan.recipe.evaluate.prompts == 37
+    finished(jobs, Wishes("quick-2", "reward"))
+    assert Run(runs / "quick-3").trained_on_heldout() == set(keys[:3])
+    # Another line of runs knows nothing of it.
+    clean = jobs.plan(Wishes("quick", "reward"))
+    assert {prompt_key(r.prompt) for r in clean.material.measured} == set(keys[:5])
+    assert clean.known == set()
+
+
+def test_what_a_run_holds_out_is_its_own_datas(make, engine, runs, store) -> None:
+    """The app's first run is another one, with other data."""
+    held = {prompt_key(user(f"prompt {i}")) for i in range(5)}
+    theirs = {
+        runs / "quick": Prompts(unseen=frozenset(held)),
+        runs / "first": Prompts(trained=frozenset(held)),
+    }
+    engine.prompts_of = theirs.get
+    plan = make().plan(Wishes("quick", "reward"))
+    assert not held & {j.task.prompt_sha256 for j in plan.chosen.kept}
+    assert len(plan.chosen.kept) == 15
+    assert {prompt_key(r.prompt) for r in plan.material.measured} == held
+    # The base run has no reward model: that of another run is compared with, which knows some.
+    engine._entries = [
+        replace(e, name="first/reward", run=runs / "first") if e.role == "reward" else e
+        for e in engine._entries
+    ]
+    assert make().plan(Wishes("quick", "reward")).material.measured == []

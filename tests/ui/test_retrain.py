@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_what_people_and_models_wrote_is_no_markup(studio) -> None:
         pairs=1,
         prompts=1,
     )
-    assert "<img" not in result_html(result)
+    assert "<img" not in result_html(Job(state="done", result=result, choosing=result))
 
 
 def test_too_little_and_bad_settings_are_a_sentence(studio) -> None:
@@ -279,8 +280,33 @@ def result(before: tuple[float, float, float], after: tuple[float, float, float]
     )
 
 
+def done(found: BeforeAfter | None, **more: Any) -> Job:
+    return Job(state="done", name="quick-2", result=found, **more)
+
+
+def test_without_votes_on_held_out_prompts_there_is_a_sentence_and_no_verdict() -> None:
+    alone = result((0.5, 0.4, 0.54), (0.7, 0.55, 0.8))
+    shown = result_html(done(None, measurable=3, choosing=alone))
+    assert "Nothing to measure on" in shown
+    assert "there are 3. Compare some held-out prompts first" in shown
+    assert "On the rankings that also chose the step: 90 pairs of 30 prompts" in shown
+    assert "70.0% (55.0% to 80.0%)" in shown
+    for verdict in ("agrees with people", "No difference", "overlap", "change", "+20.0%"):
+        assert verdict not in shown
+    assert result_html(Job(state="measuring", name="quick-2")) == ""
+    assert "Nothing to measure" not in result_html(done(None, error="It could not be measured."))
+
+
+def test_the_verdict_is_of_held_out_votes_where_both_are_shown() -> None:
+    alone = result((0.5, 0.4, 0.6), (0.7, 0.55, 0.8))
+    shown = result_html(done(alone, choosing=alone))
+    assert shown.count("train-verdict") == 1
+    assert shown.index("train-verdict") < shown.index("also chose the step")
+    assert "Nothing to measure on" not in shown
+
+
 def test_bars_lie_where_their_numbers_say_and_the_numbers_stand_beside_them() -> None:
-    shown = result_html(result((0.5, 0.4, 0.6), (0.7, 0.55, 0.8)))
+    shown = result_html(done(result((0.5, 0.4, 0.6), (0.7, 0.55, 0.8))))
     assert "left:40.0%;width:20.0%" in shown
     assert "left:55.0%;width:25.0%" in shown
     assert "50.0% (40.0% to 60.0%)" in shown
@@ -290,8 +316,8 @@ def test_bars_lie_where_their_numbers_say_and_the_numbers_stand_beside_them() ->
 
 
 def test_overlap_is_said_plainly() -> None:
-    overlapping = result_html(result((0.5, 0.4, 0.6), (0.7, 0.55, 0.8)))
-    apart = result_html(result((0.5, 0.4, 0.54), (0.7, 0.55, 0.8)))
+    overlapping = result_html(done(result((0.5, 0.4, 0.6), (0.7, 0.55, 0.8))))
+    apart = result_html(done(result((0.5, 0.4, 0.54), (0.7, 0.55, 0.8))))
     assert "The two intervals overlap. No difference can be told" in overlapping
     assert "overlap" not in apart
 

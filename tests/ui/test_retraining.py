@@ -8,6 +8,7 @@ from lora_rlhf.data.records import prompt_key, user
 from lora_rlhf.preferences.events import Sampler
 from lora_rlhf.preferences.store import Judged
 from tests.preferences.making import judged, like, skip, task, vote
+from ui.asking import Prompts
 from ui.retraining import (
     Material,
     Side,
@@ -15,12 +16,13 @@ from ui.retraining import (
     Wishes,
     choose,
     count,
-    is_heldout,
+    heldout_among,
     ranking_of,
     require_enough,
 )
 
 WISHES = Wishes(base="quick")
+NONE = Prompts()
 POOL = {"prompt_source": "pool:train#3"}
 FOUR = [
     {"text": "w", "adapter": "sft"},
@@ -65,7 +67,7 @@ def names(found: list[Judged], among: dict[str, Judged]) -> set[str]:
 
 def test_every_filter_takes_what_it_says_and_nothing_else() -> None:
     votes = everything()
-    chosen = choose(list(votes.values()), WISHES, set())
+    chosen = choose(list(votes.values()), WISHES, NONE)
     assert names(chosen.kept, votes) == {"pair", "named", "rank", "imported"}
     assert chosen.removed == {
         "a like of one answer": 1,
@@ -87,7 +89,7 @@ def test_switches_let_in_what_they_name_and_nothing_else() -> None:
     usual = {"pair", "named", "rank", "imported"}
 
     def kept(**wishes: bool) -> set[str]:
-        return names(choose(list(votes.values()), replace(WISHES, **wishes), set()).kept, votes)
+        return names(choose(list(votes.values()), replace(WISHES, **wishes), NONE).kept, votes)
 
     assert kept(fast=True) == usual | {"fast", "flagged"}
     assert kept(heldout=True) == usual | {"heldout"}
@@ -96,17 +98,35 @@ def test_switches_let_in_what_they_name_and_nothing_else() -> None:
 
 def test_a_held_out_prompt_is_one_whoever_typed_it() -> None:
     typed = judged(task(prompt="a question of the pool"))
-    keys = {prompt_key(user("a question of the pool "))}
-    assert not is_heldout(typed, set())
-    assert is_heldout(typed, keys)
-    assert choose([typed], WISHES, keys).kept == []
-    assert choose([typed], WISHES, keys).measured == [typed]
+    key = prompt_key(user("a question of the pool "))
+    assert heldout_among([typed], NONE) == set()
+    of_pool = judged(task(prompt="a question of the pool", prompt_source="pool:heldout#2"))
+    for judgements, prompts in (
+        ([typed], Prompts(unseen=frozenset({key}))),
+        ([typed, of_pool], NONE),
+    ):
+        chosen = choose(judgements, WISHES, prompts)
+        assert heldout_among(judgements, prompts) == {key}
+        assert chosen.kept == []
+        assert chosen.measured == judgements
+
+
+def test_what_an_adapter_knows_neither_measures_nor_trains_anew() -> None:
+    """Held-out prompts that a run before was let train on, and those of another run's data."""
+    votes = [judged(task(prompt_source=f"pool:heldout#{i}")) for i in range(3)]
+    first, second, third = (j.task.prompt_sha256 for j in votes)
+    prompts = Prompts(frozenset({third}), frozenset({first}), frozenset({second}))
+    chosen = choose(votes, WISHES, prompts)
+    assert chosen.measured == votes[2:]
+    assert chosen.kept == []
+    typed = judged(task(prompt=votes[0].task.prompt[0]["content"]))
+    assert choose([typed], WISHES, prompts).removed == {"on a held-out prompt": 1}
 
 
 def test_imported_rankings_measure_nothing() -> None:
     """Whoever made the file may have trained on it."""
     old = judged(task(prompt_source="pool:heldout#1", sampler=Sampler(strategy="import")))
-    assert choose([old], WISHES, set()).measured == []
+    assert choose([old], WISHES, NONE).measured == []
 
 
 def test_a_ranking_keeps_its_order_and_its_ties_by_rid() -> None:
@@ -118,7 +138,7 @@ def test_a_ranking_keeps_its_order_and_its_ties_by_rid() -> None:
 
 def test_the_material_is_counted_by_hand() -> None:
     votes = everything()
-    chosen = choose(list(votes.values()), WISHES, set())
+    chosen = choose(list(votes.values()), WISHES, NONE)
     earlier = [ranking_of(judged(task(FOUR), ["r0"], ["r1"], ["r2"], ["r3"])) for _ in range(3)]
     found = count(chosen, earlier, fraction=0.5)
     assert (found.judgements, found.prompts, found.pairs) == (4, 4, 1 + 1 + 5 + 1)
@@ -132,32 +152,35 @@ def test_the_material_is_counted_by_hand() -> None:
     assert min(side.prompts for side in both) >= 2
 
 
-def test_people_measure_on_the_held_out_side_and_on_the_held_out_pool_alone() -> None:
+def test_the_rankings_that_choose_the_step_measure_nothing() -> None:
     pool = [judged(task(prompt_source=f"pool:heldout#{i}")) for i in range(3)]
     train = [judged(task(**POOL)) for _ in range(40)]
     old = [judged(task(sampler=Sampler(strategy="import"))) for _ in range(40)]
-    chosen = choose([*pool, *train, *old], WISHES, set())
+    chosen = choose([*pool, *train, *old], WISHES, NONE)
     found = count(chosen, [], fraction=0.5)
-    measured = {prompt_key(r.prompt) for r in found.measured}
-    assert {j.task.prompt_sha256 for j in pool} <= measured
-    assert not measured & {j.task.prompt_sha256 for j in old}
-    of_train = measured & {j.task.prompt_sha256 for j in train}
+    assert [r.prompt for r in found.measured] == [j.task.prompt for j in pool]
+    choosing = {prompt_key(r.prompt) for r in found.choosing}
+    assert choosing < {j.task.prompt_sha256 for j in train}
     # Binomial(40, 0.5) lies in 7..33 but for one case in a hundred thousand; the hash is fixed.
-    assert 7 <= len(of_train) <= 33
+    assert 7 <= len(choosing) <= 33
+    assert count(choose(train, WISHES, NONE), [], fraction=0.5).measured == []
 
 
 def test_what_is_trained_on_never_measures() -> None:
     pool = [judged(task(prompt_source=f"pool:heldout#{i}")) for i in range(40)]
-    found = count(choose(pool, replace(WISHES, heldout=True), set()), [], fraction=0.25)
-    assert 0 < len(found.measured) < 40
-    assert len(found.measured) == found.heldout.rankings
+    found = count(choose(pool, replace(WISHES, heldout=True), NONE), [], fraction=0.25)
+    assert found.measured == []
+    assert 0 < len(found.choosing) == found.heldout.rankings < 40
+    earlier = [ranking_of(each) for each in pool[:5]]
+    found = count(choose(pool, WISHES, NONE), earlier, fraction=0.25)
+    assert [r.prompt for r in found.measured] == [j.task.prompt for j in pool[5:]]
 
 
 def test_the_same_order_by_two_people_is_two_rankings_and_one_prompt() -> None:
     one = task(**POOL, annotator=None)
     votes = [Judged(one, vote(one, annotator=who), i) for i, who in enumerate(["ana", "bob"])]
     votes += [judged(task(**POOL)) for _ in range(5)]
-    found = count(choose(votes, WISHES, set()), [], fraction=0.3)
+    found = count(choose(votes, WISHES, NONE), [], fraction=0.3)
     assert (found.judgements, found.prompts) == (7, 6)
     assert found.train.rankings + found.heldout.rankings == 7
     assert found.train.prompts + found.heldout.prompts == 6

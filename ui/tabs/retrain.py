@@ -102,7 +102,7 @@ def _panel(studio: Studio) -> list[Any]:
         heldout = gr.Checkbox(
             False,
             label="Train on votes on held-out prompts, too",
-            info="win rates on these prompts are then no longer clean",
+            info="they measure nothing any more, here and in runs that go on from this one",
             elem_id="train-heldout",
         )
         fast = gr.Checkbox(
