@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lora_rlhf.evaluating import Wanted
     from lora_rlhf.runs import Json
 
 EPILOG = (
@@ -19,61 +20,75 @@ EPILOG = (
     "lora-rlhf evaluate quickstart-2 --arms policy,before=runs/quickstart --judge builtin:gold\n\n"
     "lora-rlhf evaluate quickstart --judge openai:llama-3.3-70b@http://localhost:8000/v1\n\n"
     "lora-rlhf evaluate quickstart --judge human:rankings.db --json\n\n"
+    "lora-rlhf evaluate quickstart --frontier 16\n\n"
     "lora-rlhf evaluate quickstart --suite public\n\n"
     "lora-rlhf evaluate quickstart --labelers rankings.db --groups 5"
 )
 
 
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its name, or its directory.")]
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ARM,...",
+        help="base, sft, policy, few_shot_K, best_of_N[:ARM], ppo@STEP, the directory of an "
+        "adapter or run; NAME=ARM. Unset: the recipe's.",
+    ),
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="JUDGE",
+        help="reward, builtin:gold, vader, package.module:function, human[:STORE], "
+        "openai:MODEL[@URL]; repeatable. Unset: the recipe's.",
+    ),
+]
+Reference = Annotated[
+    str | None, typer.Option(metavar="ARM", help="Whom all are compared with; unset: sft.")
+]
+Prompts = Annotated[int | None, typer.Option(min=2, help="Held-out prompts; unset: the recipe's.")]
+Suite = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Public sets instead of win rates: public, or a task."),
+]
+Data = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where the files of public sets lie.")
+]
+Limit = Annotated[
+    int | None, typer.Option(min=2, help="Most documents of a public set; unset: all.")
+]
+Labelers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STORE",
+        help="Train reward models without some of its annotators, and hold them against both.",
+    ),
+]
+Groups = Annotated[int, typer.Option(min=2, help="Groups of annotators.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")
+]
+RunsDir = Annotated[Path, typer.Option(help="Where runs lie.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Although another process seems to hold the run.")
+]
+
+
 def evaluate(
     ctx: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run: its name, or its directory.")],
-    arms: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ARM,...",
-            help="base, sft, policy, few_shot_K, best_of_N[:ARM], ppo@STEP, the directory of an "
-            "adapter or run; NAME=ARM. Unset: the recipe's.",
-        ),
-    ] = None,
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="JUDGE",
-            help="reward, builtin:gold, vader, package.module:function, human[:STORE], "
-            "openai:MODEL[@URL]; repeatable. Unset: the recipe's.",
-        ),
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option(metavar="ARM", help="Whom all are compared with; unset: sft.")
-    ] = None,
-    prompts: Annotated[
-        int | None, typer.Option(min=2, help="Held-out prompts; unset: the recipe's.")
-    ] = None,
-    suite: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Public sets instead of win rates: public, or a task."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the files of public sets lie.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=2, help="Most documents of a public set; unset: all.")
-    ] = None,
-    labelers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="STORE",
-            help="Train reward models without some of its annotators, and hold them against both.",
-        ),
-    ] = None,
-    groups: Annotated[int, typer.Option(min=2, help="Groups of annotators.")] = 5,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")
-    ] = False,
-    runs_dir: Annotated[Path, typer.Option(help="Where runs lie.")] = Path("runs"),
-    force: Annotated[
-        bool, typer.Option("--force", help="Although another process seems to hold the run.")
-    ] = False,
+    run: RunName,
+    arms: Arms = None,
+    judge: Judges = None,
+    reference: Reference = None,
+    prompts: Prompts = None,
+    suite: Suite = None,
+    data: Data = None,
+    limit: Limit = None,
+    labelers: Labelers = None,
+    groups: Groups = 5,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = Path("runs"),
+    force: Force = False,
 ) -> None:
     """Compare a run's adapters on held-out prompts, and look at what they forgot.
 
@@ -83,6 +98,8 @@ def evaluate(
 
     opened = find_run(run, runs_dir)
     ctx.meta["resume"] = shlex.join(["lora-rlhf", *sys.argv[1:]])
+    from rich.console import Console
+
     from lora_rlhf.evaluating import Wanted, evaluate_run
 
     wanted = Wanted(
@@ -96,22 +113,25 @@ def evaluate(
         labelers=labelers,
         groups=groups,
     )
-    from rich.console import Console
-
     console = Console(stderr=as_json, highlight=False)
     found = evaluate_run(opened, wanted, console, force)
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return
+    _show(console, wanted, found)
+    console.print(f"\nReport: {opened.path / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _show(console: "Console", wanted: "Wanted", found: "Json") -> None:
+    """Print what was asked for."""
     if wanted.win_rates:
         show_win_rates(console, found)
-    if suite is not None:
+    if wanted.suite is not None:
         from lora_rlhf.evaluation.suites.public import suite_table
 
         console.print(suite_table(found["suites"]))
-    if labelers is not None:
+    if wanted.labelers is not None:
         show_labelers(console, found["labelers"]["groups"])
-    console.print(f"\nReport: {opened.path / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def _texts(given: list[str] | None) -> list[str] | None:
@@ -176,6 +196,32 @@ def _show_rounds(console: "Console", arms: "list[Json]") -> None:
         name = escape(arm_name(arm["name"]))
         table.add_row(name, f"{arm['elo']:.0f}", f"{low:.0f} to {high:.0f}", str(arm["prompts"]))
     console.print(table)
+
+
+def show_frontier(console: "Console", found: "Json") -> None:
+    """Print the points of best-of-n and of PPO, and what the watch says."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("reward against distance", "KL", "score", "95% interval", "gold", "interval"):
+        table.add_column(heading, justify="left" if "against" in heading else "right")
+    for point in found["points"]:
+        name = f"best of {point['n']}" if "n" in point else f"PPO, round {point['step']}"
+        cells = [_with_interval(point[key], point[f"{key}_ci"]) for key in ("proxy", "gold")]
+        table.add_row(name, f"{point['kl']:.2f}", *cells[0], *cells[1])
+    console.print(table)
+    for law, fits in found["fits"].items():
+        for height, fit in fits.items():
+            if fit is not None:
+                line = f"{law}, {height}: alpha {fit['alpha']:.3f}, beta {fit['beta']:.3f}"
+                console.print(f"{line}, R2 {fit['r2']:.3f}", style="dim", markup=False)
+    console.print(found["watch"]["sentence"], markup=False, soft_wrap=True)
+
+
+def _with_interval(value: float | None, interval: "list[float] | None") -> tuple[str, str]:
+    if value is None or interval is None:
+        return "", ""
+    return f"{value:.3f}", f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def show_labelers(console: "Console", groups: "list[Json]") -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from lora_rlhf.continuing import refuse_if_running
 from lora_rlhf.errors import ConfigError
 from lora_rlhf.evaluation import contest, labelers
+from lora_rlhf.evaluation.frontier import frontier_of_contest, watch_votes
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.memory import forget_measurements, plan
 from lora_rlhf.pipeline import load_finished_adapters
@@ -43,6 +44,7 @@ class Wanted:
         limit: most documents of a set.
         labelers: a store whose annotators are split, instead of win rates likewise.
         groups: of annotators.
+        frontier: N of best-of-n, instead of win rates likewise.
     """
 
     arms: Sequence[str] | None = None
@@ -54,12 +56,14 @@ class Wanted:
     limit: int | None = None
     labelers: str | None = None
     groups: int = 5
+    frontier: int | None = None
 
     @property
     def win_rates(self) -> bool:
         """Whether arms are to be judged."""
         named = self.judges or self.prompts is not None or self.reference is not None
-        return bool(named) or (self.suite is None and self.labelers is None)
+        others = (self.suite, self.labelers, self.frontier)
+        return bool(named) or others == (None, None, None)
 
 
 def evaluate_run(run: Run, wanted: Wanted, console: Console, force: bool = False) -> Json:
@@ -82,6 +86,9 @@ def evaluate_run(run: Run, wanted: Wanted, console: Console, force: bool = False
         held = contest.open_contest(session, settings, wanted.arms, wanted.judges)
         if wanted.win_rates:
             contest.hold(held)
+        if wanted.frontier is not None:
+            frontier_of_contest(held, wanted.frontier)
+        watch_votes(run)
         if wanted.suite is not None:
             # Here, since lm-eval is an extra that few have.
             from lora_rlhf.evaluation.suites.public import run_suite

@@ -276,6 +276,8 @@ class Evaluate(Section):
     """As `lora-rlhf evaluate --arms`, without paths; unset: base, sft, best-of-n and policy."""
     reference: str = "sft"
     """The arm that all others are compared with."""
+    frontier: Annotated[int, Field(ge=0, le=64)] = 0
+    """Reward against KL, of PPO's kept policies and of best-of-n up to this n; 0: none."""
     expect_win_rate: Fraction | None = None
     """A recipe's own check: the run fails where the policy beats `sft` less often than this."""
 

@@ -219,12 +219,13 @@ def evaluation_needs_a_reward_or_a_judge(
     """Best-of-n chooses by the reward adapter, which also judges when nobody else does."""
     if not recipe.evaluate or _has_reward(recipe, done):
         return
-    if recipe.evaluate.best_of:
-        yield (
-            ("evaluate", "best_of"),
-            f"evaluate.best_of is {recipe.evaluate.best_of}, which chooses by the adapter reward, "
-            f"and there is none. Set evaluate.best_of=0, or add a reward section.",
-        )
+    for field in ("best_of", "frontier"):
+        if found := getattr(recipe.evaluate, field):
+            yield (
+                ("evaluate", field),
+                f"evaluate.{field} is {found}, which chooses by the adapter reward, and there is "
+                f"none. Set evaluate.{field}=0, or add a reward section.",
+            )
     if recipe.evaluate.judge is None:
         yield ("evaluate",), "evaluate needs a judge or the adapter reward. Set evaluate.judge."
 
@@ -346,11 +347,12 @@ def ppo_numbers_fit_together(recipe: Recipe, done: Collection[str]) -> Iterator[
 
 def best_of_one_is_sft(recipe: Recipe, done: Collection[str]) -> Iterator[Problem]:
     """The best of one answer is an answer."""
-    if recipe.evaluate and recipe.evaluate.best_of == 1:
-        yield (
-            ("evaluate", "best_of"),
-            "evaluate.best_of is 1, which is sft once more. Allowed: 0 (none), or 2 to 64.",
-        )
+    for field in ("best_of", "frontier"):
+        if recipe.evaluate and getattr(recipe.evaluate, field) == 1:
+            yield (
+                ("evaluate", field),
+                f"evaluate.{field} is 1, which is sft once more. Allowed: 0 (none), or 2 to 64.",
+            )
 
 
 Rule = Callable[[Recipe, Collection[str]], Iterator[Problem]]

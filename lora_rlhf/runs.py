@@ -25,7 +25,7 @@ TRAINED_ON = "trained_on_heldout"
 """In summary.json under `retraining`: hashes of held-out prompts that the run's adapters know."""
 
 # Keys of summary.json that a stage writes besides its own name and its seconds.
-_ALSO_OF = {"reward": ("health",), "evaluate": ("win_rates", "arms", "rounds")}
+_ALSO_OF = {"reward": ("health",), "evaluate": ("win_rates", "arms", "rounds", "frontier")}
 
 
 def write_atomically(path: Path, text: str) -> None:

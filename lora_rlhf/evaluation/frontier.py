@@ -17,8 +17,18 @@ from lora_rlhf.evaluation.best_of_n import (
     best_of_n_kl,
     draw,
     expected_best,
+    kept,
 )
-from lora_rlhf.evaluation.watch import Stage, Watch, mean_interval, watch_stages
+from lora_rlhf.evaluation.contest import Contest
+from lora_rlhf.evaluation.watch import (
+    Interval,
+    Stage,
+    Watch,
+    mean_interval,
+    watch_stages,
+    watch_win_rate,
+)
+from lora_rlhf.runs import Run
 from lora_rlhf.training.material import TokenisedPrompt
 from lora_rlhf.training.session import Session
 
@@ -227,6 +237,43 @@ def run_frontier(
     return found
 
 
+def frontier_of_contest(contest: Contest, most: int) -> dict[str, Any]:
+    """The frontier on the prompts of a contest, by the first of its judges that is a function.
+
+    Raises:
+        CheckpointError: as `run_frontier`.
+    """
+    gold = next((j.name for j in contest.judges if j.kind == "function"), None)
+    temperature = contest.settings.temperature
+    return run_frontier(contest.session, contest.prompts, most, judge=gold, temperature=temperature)
+
+
+def watch_votes(run: Run) -> None:
+    """Let people's votes for the policy over `sft` take gold's place in the watch, if it has none.
+
+    The rise of the proxy is that of the newest kept policy over `sft`, on the frontier's prompts.
+    """
+    summary = run.summary()
+    frontier = summary.get("frontier", {})
+    votes = [
+        row
+        for row in summary.get("win_rates", [])
+        if (row["a"], row["b"]) == ("policy", "sft") and row["judge"].startswith("human")
+    ]
+    judged = frontier.get("judge") is not None
+    if not votes or not frontier or judged or not (run.path / POLICIES).exists():
+        return
+    chooser = Chooser(tuple(frontier["members"]), frontier["rule"])
+    start, *_ = kept(run, START).values()
+    *_, last = kept(run, POLICIES).values()
+    scores = chooser.combine(start.scores)
+    rise = (chooser.combine(last.scores).mean(-1) - scores.mean(-1)) / max(scores.std(), 1e-9)
+    share = Interval(votes[0]["win_rate"], *votes[0]["ci"])
+    watch = watch_win_rate(mean_interval(rise), share, "from sft to policy", "people")
+    frontier["watch"] = watch.as_dict()
+    run.write_json("summary.json", summary)
+
+
 @contextmanager
 def kept_policies(session: Session) -> Iterator[dict[int, str]]:
     """The run's kept policies on the backbone for the block, round -> adapter name.
@@ -234,14 +281,14 @@ def kept_policies(session: Session) -> Iterator[dict[int, str]]:
     Without any the final policy stands alone, at the round it was taken from.
     """
     adapters, run = session.backbone.adapters, session.run
-    kept = run.kept_policies()
-    if not kept:
+    there = run.kept_policies()
+    if not there:
         step = int(run.summary().get("ppo", {}).get("best_step", 1))
         yield {max(step, 1): "policy"} if "policy" in adapters.names else {}
         return
-    names = {step: f"kept_{step}" for step in kept}
+    names = {step: f"kept_{step}" for step in there}
     try:
-        for step, path in kept.items():
+        for step, path in there.items():
             adapters.load(names[step], path)
             adapters.freeze(names[step])
         yield names

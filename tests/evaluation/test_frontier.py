@@ -9,8 +9,10 @@ from lora_rlhf import tiny
 from lora_rlhf.data.batches import tokenise_prompts
 from lora_rlhf.data.records import Prompt, user
 from lora_rlhf.evaluation.best_of_n import Chooser, best_of_n_kl
-from lora_rlhf.evaluation.frontier import counts_up_to, fit, fits_of, run_frontier
+from lora_rlhf.evaluation.frontier import counts_up_to, fit, fits_of, run_frontier, watch_votes
 from lora_rlhf.model.backbone import Backbone
+from lora_rlhf.recipe_io import recipe_from
+from lora_rlhf.stages import evaluate
 from tests.sessions import session
 from tests.small_run import ROLES, small_recipe, small_run
 
@@ -137,3 +139,40 @@ def test_without_a_judge_or_kept_policies(made, prompts, tmp_path) -> None:
     assert not found["watch"]["warned"]
     assert "Not watched" in found["watch"]["sentence"]
     assert found["rule"] == "worst"
+
+
+def test_the_stage_draws_it_where_the_recipe_says_so(made, tmp_path) -> None:
+    raw = small_recipe().model_dump(mode="json", exclude_unset=True)
+    raw["data"]["heldout_prompts"] = {"builtin": "prompts", "limit": 4}
+    raw |= {"rank": {"judge": "builtin:gold"}, "reward": {}}
+    raw["evaluate"] = {"prompts": 4, "frontier": 2, "judge": "builtin:gold", "best_of": 0}
+    own = session(recipe_from(raw), tmp_path, made.backbone)
+    evaluate.run(own)
+    summary = own.run.summary()
+    assert summary["frontier"]["judge"] == "builtin:gold"
+    assert [p.get("n", p.get("step")) for p in summary["frontier"]["points"]] == [1, 2, 0, 1]
+    assert {row["a"] for row in summary["win_rates"]} == {"base", "policy"}
+    own.run.forget_from(["evaluate"])
+    assert "frontier" not in own.run.summary()
+
+
+def test_votes_take_the_place_of_gold_in_the_watch(made, prompts, tmp_path) -> None:
+    """The policy's scores are put two spreads higher; what people say of it decides."""
+    own = session(small_recipe(), tmp_path, made.backbone)
+    run_frontier(own, prompts, 2)
+    for file in ("best_of_n", "policies"):
+        lines = own.run.lines(f"evaluate/{file}.jsonl")
+        (own.run.path / f"evaluate/{file}.jsonl").unlink()
+        for number, line in enumerate(lines):
+            if line["step"] >= 0:
+                high = 2.0 if file == "policies" else 0.0
+                line["scores"] = [[high + (-1) ** (number + k) for k in range(len(line["kl"]))]]
+            own.run.append(f"evaluate/{file}.jsonl", line)
+    for low, rate, high, warned in ((0.4, 0.45, 0.5, True), (0.55, 0.6, 0.65, False)):
+        row = {"a": "policy", "b": "sft", "judge": "human:votes.db", "win_rate": rate}
+        wins = [{"a": "base", "b": "sft", "judge": "human"}, row | {"ci": [low, high]}]
+        own.run.write_json("summary.json", own.run.summary() | {"win_rates": wins})
+        watch_votes(own.run)
+        found = own.run.summary()["frontier"]["watch"]
+        assert found["warned"] is warned
+        assert f"people prefer the newer on {rate:.1%}" in found["sentence"]
