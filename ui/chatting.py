@@ -1,7 +1,7 @@
 """What the Chat tab does: answer, retry, edit, undo, like. Knows no browser."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from ui.studio import Studio
 from ui.tasks import judge, make_task, standing, take_back
 from ui.words import facts_text, plain, waiting_text
 
+MOST_BEST_OF = 9  # answers that the engine decodes in one batch
 _LIKE: dict[str, Literal[-1, 1]] = {"Like": 1, "Dislike": -1}
 
 
@@ -26,6 +27,7 @@ class Controls:
     top_p: float
     max_new_tokens: int
     seed: int | None
+    best_of: int = 1
 
 
 @dataclass(frozen=True)
@@ -209,31 +211,69 @@ def _answer(
     controls: Controls,
 ) -> Iterator[Talk]:
     """Answer a turn after those before it; what cannot be answered leaves the old dialogue."""
+    _require_a_chooser(studio, controls)
     number = len(before.turns)
     history = before.messages_before(number)
     asked: Message = {"role": "user", "content": turn.text}
-    ask = Ask(
-        adapter=controls.adapter,
-        messages=(*history, asked),
-        temperature=controls.temperature,
-        top_p=controls.top_p,
-        max_new_tokens=controls.max_new_tokens,
-        seed=_seed(controls.seed, number, turn.retries),
-    )
-    turn = replace(turn, ask=ask, row=Row(ask.adapter))
+    first = _seed(controls.seed, number, turn.retries)
+    asks = [
+        Ask(
+            adapter=controls.adapter,
+            messages=(*history, asked),
+            temperature=controls.temperature,
+            top_p=controls.top_p,
+            max_new_tokens=controls.max_new_tokens,
+            seed=(first + 15_485_863 * i) % 2**31,
+        )
+        for i in range(controls.best_of)
+    ]
+    turn = replace(turn, ask=asks[0], row=Row(controls.adapter))
     talk = Talk((*before.turns, turn), "Asked.")
     yield talk
     try:
-        for item in studio.answers(person.name, f"chat/{page}", [ask]):
+        for item in studio.answers(person.name, f"chat/{page}", asks):
             if isinstance(item, Waiting):
                 talk = replace(talk, status=waiting_text(item))
             else:
-                turn = replace(turn, row=item[0])
-                talk = Talk((*before.turns, turn), _status(item[0]))
+                best, row, status = _best(item)
+                turn = replace(turn, ask=asks[best], row=row)
+                talk = Talk((*before.turns, turn), status)
             yield talk
     except UserError:
         yield replace(old, status="Not answered.", unsent=turn.text)
         raise
+
+
+def _require_a_chooser(studio: Studio, controls: Controls) -> None:
+    """Refuse best-of-n where nothing could choose, or nothing would differ.
+
+    Raises:
+        ConfigError: no reward adapter, or temperature 0.
+    """
+    if controls.best_of == 1:
+        return
+    if studio.engine.reward_adapter() is None:
+        raise ConfigError(
+            f"Best of {controls.best_of} is chosen by a reward adapter, and no run that is open "
+            f"has one. Train one, or set Best of to 1."
+        )
+    if controls.temperature == 0:
+        raise ConfigError("At temperature 0 all answers are the same. Raise it, or ask for one.")
+
+
+def _best(rows: Sequence[Row]) -> tuple[int, Row, str]:
+    """Which row is shown, the row, and its status; of several none before all are judged."""
+    if len(rows) == 1:
+        return 0, rows[0], _status(rows[0])
+    adapter, count = rows[0].adapter, len(rows)
+    if any(row.finish is None for row in rows):
+        written = sum(row.n_tokens for row in rows)
+        return 0, Row(adapter), f"{adapter} writes {count} answers \u00b7 {written} tokens"
+    scores = {i: row.score for i, row in enumerate(rows) if row.score is not None}
+    if not scores:
+        return 0, rows[0], f"{_status(rows[0])} \u00b7 the first of {count}, none has a score"
+    best = max(scores, key=lambda i: scores[i])
+    return best, rows[best], f"{_status(rows[best])} \u00b7 the best of {len(scores)} by reward"
 
 
 def _status(row: Row) -> str:
@@ -252,19 +292,25 @@ def _seed(seed: int | None, number: int, retries: int) -> int:
     return (seed + 1_000_003 * number + 7_919 * retries) % 2**31
 
 
-def controls_of(adapter: Any, temperature: Any, top_p: Any, length: Any, seed: Any) -> Controls:
+def controls_of(
+    adapter: Any, temperature: Any, top_p: Any, length: Any, seed: Any, best_of: Any = 1
+) -> Controls:
     """What the panel holds, as numbers.
 
     Raises:
-        ConfigError: a field that is no number.
+        ConfigError: a field that is no number, or too many answers at once.
     """
-    sent = (temperature, top_p, length, seed)
+    sent = (temperature, top_p, length, seed, best_of)
     try:
         if any(isinstance(value, bool) for value in sent):
             raise ValueError("found yes or no")
         fixed = None if seed in (None, "") else int(seed)
-        return Controls(plain(adapter), float(temperature), float(top_p), int(length), fixed)
+        many = 1.0 if best_of in (None, "") else float(best_of)
+        given = plain(adapter), float(temperature), float(top_p), int(length), fixed
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
-            f"Temperature, top-p, length and seed must be numbers ({str(error)[:80]})."
+            f"Temperature, top-p, length, seed and best of must be numbers ({str(error)[:80]})."
         ) from error
+    if not (many.is_integer() and 1 <= many <= MOST_BEST_OF):
+        raise ConfigError(f"Best of is {many:g}. Allowed: whole numbers, 1 to {MOST_BEST_OF}.")
+    return Controls(*given, best_of=int(many))

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from lora_rlhf.errors import ConfigError, UserError
-from tests.ui.fakes import answer_of
+from tests.ui.fakes import answer_of, score_of
 from tests.ui.scripted import ScriptedEngine
 from ui.asking import Ask, Busy, Row
 from ui.chatting import Controls, Talk, Turn, controls_of, edit, like, retry, send, turn_of, undo
@@ -91,6 +92,58 @@ def test_whatever_is_typed_is_asked_as_text(
     content = engine.asked[0].messages[0]["content"]
     assert content == str(text).replace("\ud800", "?")
     assert like(studio, ana, talk, 1, "Like").turns[0].liked == 1  # it can be stored, too
+
+
+def test_of_several_the_one_with_the_highest_score_is_shown_and_kept(
+    studio: Studio, ana: Person, engine: ScriptedEngine
+) -> None:
+    steps = list(send(studio, ana, PAGE, Talk(), "Hello?", replace(FIXED, best_of=5)))
+    asked = engine.asked
+    assert len(asked) == len({ask.seed for ask in asked}) == 5
+    scores = [score_of(answer_of(ask)) for ask in asked]
+    best = scores.index(max(scores))
+    turn = steps[-1].turns[0]
+    assert turn.row is not None
+    assert (turn.ask, turn.row.text, turn.row.score) == (
+        asked[best],
+        answer_of(asked[best]),
+        max(scores),
+    )
+    assert min(scores) < max(scores)
+    assert f"reward {max(scores):+.2f}" in steps[-1].status
+    assert "the best of 5 by reward" in steps[-1].status
+    # None of them is shown before all are judged.
+    assert {s.turns[0].row.text for s in steps[:-1] if s.turns[0].row is not None} == {""}
+    assert any("writes 5 answers" in s.status for s in steps)
+    assert like(studio, ana, steps[-1], 1, "Like").turns[0].liked == 1
+
+
+def test_the_best_is_refused_where_nothing_chooses_or_nothing_differs(
+    studio: Studio, ana: Person, engine: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cold = replace(FIXED, best_of=3, temperature=0.0)
+    with pytest.raises(ConfigError, match="all answers are the same"):
+        next(send(studio, ana, PAGE, Talk(), "Hello?", cold))
+    monkeypatch.setattr(engine, "reward_adapter", lambda: None)
+    with pytest.raises(ConfigError, match=r"Best of 3 is chosen by a reward adapter, and no run"):
+        next(send(studio, ana, PAGE, Talk(), "Hello?", replace(FIXED, best_of=3)))
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize("sent", [0, 10, -1, 2.5, "many", True, [3], math.nan, math.inf, 1e400])
+def test_no_other_number_of_answers_is_taken(sent: Any) -> None:
+    with pytest.raises(ConfigError, match=r"Best of is|must be numbers"):
+        controls_of("p", 1, 1, 16, None, sent)
+
+
+def test_best_of_is_a_whole_number_or_one() -> None:
+    assert [controls_of("p", 1, 1, 16, None, n).best_of for n in (None, "", 1, "9", 4.0)] == [
+        1,
+        1,
+        1,
+        9,
+        4,
+    ]
 
 
 # -- failing ------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def build(studio: Studio) -> ChatTab:
         sender = gr.Button("Send", variant="primary", elem_id="chat-send", scale=1, min_width=90)
         stopper = gr.Button("Stop", elem_id="chat-stop", scale=1, min_width=90)
         clear = gr.Button("New", elem_id="chat-new", scale=1, min_width=90)
-    panel = sampling_panel(facts, "chat-sampling")
+    panel = sampling_panel(facts, "chat-sampling", best_of=True)
     _wire(studio, talk, chatbot, status, box, [adapter, *panel], (sender, stopper, clear))
     return ChatTab(talk, adapter, other, compare)
 
