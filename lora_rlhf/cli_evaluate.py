@@ -65,6 +65,12 @@ Labelers = Annotated[
     ),
 ]
 Groups = Annotated[int, typer.Option(min=2, help="Groups of annotators.")]
+Frontier = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=2, max=64, help="Reward against KL: best-of-n up to N, and PPO's path."
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")
 ]
@@ -86,6 +92,7 @@ def evaluate(
     limit: Limit = None,
     labelers: Labelers = None,
     groups: Groups = 5,
+    frontier: Frontier = None,
     as_json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
     force: Force = False,
@@ -112,6 +119,7 @@ def evaluate(
         limit=limit,
         labelers=labelers,
         groups=groups,
+        frontier=frontier,
     )
     console = Console(stderr=as_json, highlight=False)
     found = evaluate_run(opened, wanted, console, force)
@@ -126,6 +134,8 @@ def _show(console: "Console", wanted: "Wanted", found: "Json") -> None:
     """Print what was asked for."""
     if wanted.win_rates:
         show_win_rates(console, found)
+    if wanted.frontier is not None:
+        show_frontier(console, found["frontier"])
     if wanted.suite is not None:
         from lora_rlhf.evaluation.suites.public import suite_table
 
