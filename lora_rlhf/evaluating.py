@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from lora_rlhf.continuing import refuse_if_running
-from lora_rlhf.errors import ConfigError
+from lora_rlhf.errors import ConfigError, DataError
 from lora_rlhf.evaluation import contest, labelers
 from lora_rlhf.evaluation.frontier import frontier_of_contest, watch_votes
+from lora_rlhf.evaluation.probes import examine_health, policy_scores
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.memory import forget_measurements, plan
 from lora_rlhf.pipeline import load_finished_adapters
@@ -23,7 +24,7 @@ from lora_rlhf.stages import reward
 from lora_rlhf.training.material import all_heldout_prompts
 from lora_rlhf.training.offline import Task, fit
 from lora_rlhf.training.optim import TokenBudget
-from lora_rlhf.training.reward_report import Group
+from lora_rlhf.training.reward_report import Group, score_groups
 from lora_rlhf.training.session import Session
 
 RESULTS = (*contest.KEYS, "suites", "labelers", "health", "frontier")
@@ -82,6 +83,7 @@ def evaluate_run(run: Run, wanted: Wanted, console: Console, force: bool = False
     recipe = load_recipe(str(run.path / "recipe.yaml"), finished=STAGES)
     with _status_kept(run):
         session = open_session(recipe, run, console)
+        _require_health(session)
         settings = _settings(session, wanted)
         held = contest.open_contest(session, settings, wanted.arms, wanted.judges)
         if wanted.win_rates:
@@ -126,6 +128,24 @@ def open_session(recipe: Recipe, run: Run, console: Console) -> Session:
     )
     load_finished_adapters(session, [])
     return session
+
+
+def _require_health(session: Session) -> None:
+    """Make the health card of a reward model that was trained before there were cards."""
+    recipe, adapters, summary = session.recipe, session.backbone.adapters, session.run.summary()
+    ranked = recipe.rank is not None or recipe.data.rankings is not None
+    if "health" in summary or "reward" not in adapters.heads or not ranked:
+        return
+    try:
+        _, heldout = reward.rankings(session)
+    except DataError as error:  # the store may have moved since; that stops no evaluation
+        session.tell(f"evaluate: no health card of the reward model. {error}")
+        return
+    scores = [s.tolist() for s in score_groups(session, heldout)]
+    card = examine_health(session, heldout, scores)
+    if "policy" in adapters.names:
+        card["scores"] = policy_scores(session)
+    session.run.write_json("summary.json", session.run.summary() | {"health": card})
 
 
 def _settings(session: Session, wanted: Wanted) -> Evaluate:
