@@ -121,8 +121,8 @@ def _require_open(override: str, old: Recipe) -> None:
             f"{override!r} cannot be changed here. Allowed: fields of reward, ppo and evaluate "
             f"(reward.epochs=2), {', '.join(_OPEN_FIELDS)}. For anything else use the command line."
         )
-    before = old.evaluate.judge if old.evaluate is not None else None
-    if key == "evaluate.judge" and value.strip() not in (*JUDGES, "null", str(before)):
+    before = getattr(getattr(old, section, None), field, None)
+    if field == "judge" and value.strip() not in (*JUDGES, "null", str(before)):
         raise ConfigError(
             f"{override!r}: a page cannot name code to import. Allowed: {', '.join(JUDGES)}, null."
         )

@@ -126,8 +126,9 @@ def test_overrides_reach_the_recipe_and_others_are_refused(make) -> None:
         with pytest.raises(ConfigError, match="cannot be changed here"):
             jobs.plan(Wishes("quick", overrides=(refused,)))
     for judge in ("os:system", "'os:system'", '"os:system"'):
-        with pytest.raises(ConfigError, match="cannot name code to import"):
-            jobs.plan(Wishes("quick", overrides=(f"evaluate.judge={judge}",)))
+        for section in ("evaluate", "ppo"):
+            with pytest.raises(ConfigError, match="cannot name code to import"):
+                jobs.plan(Wishes("quick", overrides=(f"{section}.judge={judge}",)))
     with pytest.raises(ConfigError, match=r"reward\.epochz is not a field"):
         jobs.plan(Wishes("quick", overrides=("reward.epochz=3",)))
 
