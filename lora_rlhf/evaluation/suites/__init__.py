@@ -1,0 +1,1 @@
+"""What training cost elsewhere: public sets, every arm on the one backbone, with intervals."""
