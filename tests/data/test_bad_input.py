@@ -56,10 +56,10 @@ def lines_of(*rows: object) -> str:
         ("a.json", " \n", 0, "empty file"),
         ("a.json", "[]", 0, "empty file"),
         ("a.csv", "prompt,response\n", 0, "empty file"),
-        ("a.jsonl.gz", gzip.compress(b"\n\n"), 0, "empty file"),
+        ("a.jsonl.gz", gzip.compress(b"\n\n", mtime=0), 0, "empty file"),
         # damage
         ("a.jsonl.gz", b"not gzip", 0, "not readable"),
-        ("a.jsonl.gz", gzip.compress(GOOD.encode() * 999)[:-9], 0, "not readable"),
+        ("a.jsonl.gz", gzip.compress(GOOD.encode() * 999, mtime=0)[:-9], 0, "not readable"),
         ("a.parquet", b"not parquet", 0, "not readable"),
         ("a.parquet.gz", b"not gzip", 0, "not readable"),
         ("a.csv", 'prompt,response\np,r\np,"r\n', 3, "invalid CSV"),
