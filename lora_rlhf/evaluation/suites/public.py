@@ -83,9 +83,12 @@ def run_suite(
         if reason is not None:
             results.skip(task_name, reason)
             continue
-        with _same_random_numbers(), results.timed(task_name) as found:
-            for metric, by_arm in task.measure(setting).items():
-                found[metric] = {arm: observed.share() for arm, observed in by_arm.items()}
+        try:
+            with _same_random_numbers(), results.timed(task_name) as found:
+                for metric, by_arm in task.measure(setting).items():
+                    found[metric] = {arm: observed.share() for arm, observed in by_arm.items()}
+        except DataError as error:
+            results.skip(task_name, str(error))
     if name == "public":
         _add_flags(session, results)
     if not results.tasks:

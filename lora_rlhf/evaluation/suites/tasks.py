@@ -1,5 +1,6 @@
 """The tasks of a suite by name: what each needs, and how it is measured."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -108,10 +109,17 @@ def hub(name: str) -> Task:
             found |= {prefix + metric: arms for metric, arms in measured.items()}
         return found
 
-    installed = lm_eval_tasks.is_installed
-    return Task(lambda _: None if installed() else lm_eval_tasks.NOT_INSTALLED, measure)
+    def why_not(_: Setting) -> str | None:
+        if not lm_eval_tasks.is_installed():
+            return lm_eval_tasks.NOT_INSTALLED
+        if name == "realtoxicityprompts" and not os.environ.get(_PERSPECTIVE):
+            return f"its answers are scored by Perspective. Set {_PERSPECTIVE} to a key of its API."
+        return None
+
+    return Task(why_not, measure)
 
 
+_PERSPECTIVE = "PERSPECTIVE_API_KEY"
 _CROWS = "crows_pairs/crows_pairs_anonymized.csv"
 _WINOGENDER = "winogender/all_sentences.tsv"
 _XQUAD = "xquad_en/xquad.en.json"
