@@ -41,15 +41,18 @@ def is_installed() -> bool:
 
 
 def truthfulqa(rows: Sequence[Doc]) -> list[Doc]:
-    """mc_task.json in the fields of the hub's data set."""
-    return [
-        {"question": row["question"]}
-        | {
-            key: {"choices": list(row[key]), "labels": list(row[key].values())}
-            for key in ("mc1_targets", "mc2_targets")
-        }
-        for row in rows
-    ]
+    """mc_task.json in the fields of the hub's data set.
+
+    Blank choices, of which the file has a few, are no answers and have no tokens: left out.
+    """
+    docs = []
+    for row in rows:
+        doc: Doc = {"question": row["question"]}
+        for key in ("mc1_targets", "mc2_targets"):
+            choices = {text: label for text, label in row[key].items() if text.strip()}
+            doc[key] = {"choices": list(choices), "labels": list(choices.values())}
+        docs.append(doc)
+    return docs
 
 
 def crows_pairs(rows: Sequence[Doc]) -> list[Doc]:
