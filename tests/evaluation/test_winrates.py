@@ -61,7 +61,7 @@ def test_the_bootstrap_draws_prompts_and_not_votes():
     low, high = bootstrap_share(clusters)
     half = 1.96 * math.sqrt(0.25 / 40)
     # 4 000 draws of a share in steps of 1/40: a step and a half.
-    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.04)
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.04)  # reason: steps of 1/40
     votes = [[value] for cluster in clusters for value in cluster]
     narrow = bootstrap_share(votes)
     assert narrow[1] - narrow[0] < 0.4 * (high - low), "as if each vote were a prompt"
@@ -116,7 +116,7 @@ def test_a_planted_better_arm_is_found_with_the_computed_power(rate, ties):
         found += bootstrap_mean(drawn.tolist(), draws=200)[0] > 0.5
         halved += bootstrap_mean(drawn[: prompts // 2].tolist(), draws=200)[0] > 0.5
     # 2.6 standard errors of 300 runs are 6 points.
-    assert found / runs == pytest.approx(0.8, abs=0.06)
+    assert found / runs == pytest.approx(0.8, abs=0.06)  # reason: 2.6 standard errors
     assert halved / runs < 0.62, "with half as many prompts the power is 51 %"
 
 
