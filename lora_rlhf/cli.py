@@ -218,11 +218,11 @@ def recipes(
 
 
 def _about(path: Path) -> tuple[str, str]:
-    """The base and the first sentence of the header of a recipe."""
-    from lora_rlhf.recipe_io import load_recipe
+    """The base of a recipe, which need not run here, and the first sentence of its header."""
+    from lora_rlhf.recipe_yaml import read_yaml
 
-    comment = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
-    return load_recipe(str(path)).base.model, comment
+    text = path.read_text(encoding="utf-8")
+    return read_yaml(text)[0]["base"]["model"], text.partition("\n")[0].lstrip("# ")
 
 
 @app.command(
