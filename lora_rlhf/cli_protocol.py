@@ -152,6 +152,7 @@ def run_job(folder: Path, job: "Job", console: "Console") -> None:
     """Make one arm of one seed, or go on with it, and measure it."""
     import fcntl
 
+    from lora_rlhf.evaluating import open_session
     from lora_rlhf.evaluation.protocol_arms import measure, prepare, recipe_of
     from lora_rlhf.pipeline import run_pipeline
     from lora_rlhf.recipe_io import load_recipe
@@ -163,31 +164,9 @@ def run_job(folder: Path, job: "Job", console: "Console") -> None:
         if not all(run.is_complete(stage) for stage in recipe.stages):
             # The table says how good the reward model is; a weak one stops no arm.
             run_pipeline(recipe, run, resume=True, force=True, console=console)
-        session = _open(recipe, run, console)
+        session = open_session(recipe, run, console)
         measure(session, load_recipe(str(folder / "recipe.yaml")), job)
         run.set_status("finished")
-
-
-def _open(recipe: "Recipe", run: Any, console: "Console") -> Any:
-    """A session over a finished run."""
-    from lora_rlhf.model.backbone import Backbone
-    from lora_rlhf.model.memory import plan
-    from lora_rlhf.pipeline import load_finished_adapters
-    from lora_rlhf.training.optim import TokenBudget
-    from lora_rlhf.training.session import Session
-
-    memory = plan(recipe)
-    session = Session(
-        recipe=recipe,
-        run=run,
-        backbone=Backbone.load(recipe.base),
-        console=console,
-        budget=TokenBudget(memory.micro_batch_tokens, lambda text: session.tell(text)),
-        rollout_rows=memory.rollout_rows,
-        force=True,
-    )
-    load_finished_adapters(session, [])
-    return session
 
 
 def _leave_with_parent() -> None:

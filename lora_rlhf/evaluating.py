@@ -23,7 +23,6 @@ from lora_rlhf.runs import Json, Run
 from lora_rlhf.stages import reward
 from lora_rlhf.training.material import all_heldout_prompts
 from lora_rlhf.training.offline import Task, fit
-from lora_rlhf.training.optim import TokenBudget
 from lora_rlhf.training.reward_report import Group, score_groups
 from lora_rlhf.training.session import Session
 
@@ -116,16 +115,7 @@ def open_session(recipe: Recipe, run: Run, console: Console) -> Session:
     memory = plan(recipe)
     forget_measurements()
     backbone = Backbone.load(recipe.base)
-    backbone.gradient_checkpointing = memory.gradient_checkpointing
-    session = Session(
-        recipe=recipe,
-        run=run,
-        backbone=backbone,
-        console=console,
-        budget=TokenBudget(memory.micro_batch_tokens, lambda text: session.tell(text)),
-        rollout_rows=memory.rollout_rows,
-        force=True,
-    )
+    session = Session.planned(recipe, run, backbone, console, memory, force=True)
     load_finished_adapters(session, [])
     return session
 

@@ -34,7 +34,6 @@ from lora_rlhf.runs import Json, Run, write_atomically
 from lora_rlhf.stages import evaluate, ppo, rank, reward, sft
 from lora_rlhf.training.material import heldout_prompts
 from lora_rlhf.training.metrics import start_tracker
-from lora_rlhf.training.optim import TokenBudget
 from lora_rlhf.training.session import Session
 
 _RUN: dict[str, Callable[[Session], None]] = {
@@ -124,17 +123,8 @@ def _run_stages(recipe: Recipe, run: Run, todo: list[str], force: bool, console:
     forget_measurements()
     with measure_phase("load", pick_device(recipe.base.device)):
         backbone = Backbone.load(recipe.base)
-    backbone.gradient_checkpointing = memory.gradient_checkpointing
-    session = Session(
-        recipe=recipe,
-        run=run,
-        backbone=backbone,
-        console=console,
-        budget=TokenBudget(memory.micro_batch_tokens, lambda text: session.tell(text)),
-        rollout_rows=memory.rollout_rows,
-        force=force,
-        tracker=start_tracker(recipe, run),
-    )
+    tracker = start_tracker(recipe, run)
+    session = Session.planned(recipe, run, backbone, console, memory, force=force, tracker=tracker)
     load_finished_adapters(session, todo)
     check_before_training(session, todo)
     display.stage_table(console, stage_rows(recipe, run, memory, todo))

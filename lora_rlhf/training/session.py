@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lora_rlhf import display
 from lora_rlhf.model.backbone import Backbone
+from lora_rlhf.model.memory import MemoryPlan
 from lora_rlhf.recipe import Recipe
 from lora_rlhf.runs import Run
 from lora_rlhf.training.metrics import MetricLog
@@ -42,6 +43,25 @@ class Session:
     force: bool = False
     tracker: Any = None
     _status_time: float = field(default=0.0, repr=False)
+
+    @classmethod
+    def planned(
+        cls,
+        recipe: Recipe,
+        run: Run,
+        backbone: Backbone,
+        console: Console,
+        memory: MemoryPlan,
+        *,
+        force: bool = False,
+        tracker: Any = None,
+    ) -> "Session":
+        """A session with the micro-batches, rollout rows and checkpointing of a memory plan."""
+        backbone.gradient_checkpointing = memory.gradient_checkpointing
+        budget = TokenBudget(memory.micro_batch_tokens, lambda text: session.tell(text))
+        rows = memory.rollout_rows
+        session = cls(recipe, run, backbone, console, budget, rows, force, tracker)
+        return session
 
     def tell(self, sentence: str) -> None:
         """Say something to the user, and keep it in train.log."""
