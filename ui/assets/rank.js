@@ -214,7 +214,9 @@ function draw() {
   const mark = { good: "\u2713 ", bad: "! " }[data.tone] || "";
   host.append(el("div", "rk-status status " + (data.tone || ""), data.task || data.tone ? mark + (data.status || "") : ""));
   if ((data.reveal || []).length) {
-    const list = el("ul", "rk-reveal", undefined, { "aria-label": "Who wrote the answers of the last task" });
+    // Its letters are not those of the cards above.
+    host.append(el("p", "rk-before", "Your last ranking, best first:", { id: "rank-before" }));
+    const list = el("ul", "rk-reveal", undefined, { "aria-labelledby": "rank-before" });
     for (const line of data.reveal) list.append(el("li", "", line));
     host.append(list);
   }

@@ -25,6 +25,11 @@ from ui.wiring import status_html, told
 
 _LOOK_SECONDS = 1.5
 _FORCE = 6  # place in the panel
+# Below the plan, which is longer than the window.
+_TO_THE_QUESTION = """() => setTimeout(() => {
+  const yes = document.querySelector('#train-yes');
+  if (yes) { yes.scrollIntoView({ block: 'center' }); yes.focus(); }
+}, 100)"""
 _EMPTY_PLAN = '<p class="hint">The dry run shows what would be trained on. It changes nothing.</p>'
 
 
@@ -168,7 +173,8 @@ def _wire_planning(
         return _EMPTY_PLAN, gr.Column(visible=False), *updates(now)
 
     looker.click(told(on_dry_run), panel, plan)
-    starter.click(told(on_start), panel, [plan, sure])
+    asked = starter.click(told(on_start), panel, [plan, sure])
+    asked.success(None, js=_TO_THE_QUESTION)
     yes.click(told(on_yes), panel, [plan, sure, *shown])
 
 

@@ -227,5 +227,6 @@ def test_nothing_tells_who_wrote_the_answers_of_a_ranking(visit: Visit, fake: Se
     assert "quick/" not in in_sheet
     me.press("a", "b", "c", "Enter")
     expect(me.at(".rk-reveal li")).to_have_count(4)
+    expect(me.at("#rank-before")).to_have_text("Your last ranking, best first:")
     told = fake.wire.text_between(start, time.monotonic())
     assert all(str(answer.adapter) in told for answer in task.responses)

@@ -71,6 +71,8 @@ def test_from_forty_rankings_to_a_new_adapter_in_the_picker(
     me.at("#train-overrides textarea").fill(SETTINGS)
     me.at("#train-start").click()
     expect(me.at("#train-plan")).to_contain_text(str(VOTES))
+    expect(me.at("#train-yes")).to_be_in_viewport()  # below the plan, which is long
+    expect(me.at("#train-yes")).to_be_focused()
     me.at("#train-yes").click()
     expect(me.at("#train-cancel")).to_be_visible()
     expect(me.at("#train-adopt")).to_be_visible(timeout=MINUTES * 60_000)
