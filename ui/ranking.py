@@ -2,20 +2,19 @@
 
 import math
 import random
-import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lora_rlhf.errors import ConfigError
-from lora_rlhf.preferences.agreement import median_seconds
 from lora_rlhf.preferences.choice import Candidate, choose
 from lora_rlhf.preferences.counting import seconds_of
-from lora_rlhf.preferences.events import Judgement, Sampler, Task
+from lora_rlhf.preferences.events import Sampler, Task
 from lora_rlhf.preferences.store import Judged
 from ui.ahead import Plan, Prepared
 from ui.people import Person
+from ui.ranked import Reveal, reveal, tally
 from ui.studio import Studio
 from ui.tasks import (
     LETTERS,
@@ -30,12 +29,11 @@ from ui.tasks import (
     rids_of,
     take_back,
 )
-from ui.words import facts_text, plain
+from ui.words import plain
 
 FEWEST, MOST = 2, 9
 _LOOK_SECONDS = 0.25
 _REPEAT_AFTER = 10  # judgements between a task and its repeat
-_DAY = 86_400.0
 Outcome = Literal["decided", "tie", "both_bad", "skip"]
 _SAID = {"tie": "All tie", "both_bad": "All bad", "skip": "Skipped", "decided": "Ranked"}
 
@@ -50,7 +48,7 @@ class Sheet:
         answers: by their letters.
         status: a sentence.
         tone: of the status: "", good or bad.
-        reveal: who wrote the answers of the task before, line by line.
+        reveal: who wrote the answers of the task before.
         ready: tasks that lie ready behind this one.
         can_undo: there is a ranking to take back.
         failed: there is no next task, and the status says why.
@@ -62,7 +60,7 @@ class Sheet:
     answers: tuple[dict[str, str], ...] = ()
     status: str = "The first answers are being made."
     tone: str = ""
-    reveal: tuple[str, ...] = ()
+    reveal: Reveal | None = None
     ready: int = 0
     can_undo: bool = False
     failed: bool = False
@@ -76,7 +74,7 @@ class Sheet:
             "answers": list(self.answers),
             "status": self.status,
             "tone": self.tone,
-            "reveal": list(self.reveal),
+            "reveal": asdict(self.reveal) if self.reveal else None,
             "ready": self.ready,
             "undo": self.can_undo,
             "failed": self.failed,
@@ -348,29 +346,6 @@ def undo(studio: Studio, person: Person, plan: Plan | None, sheet: Sheet) -> She
     if last is None:
         raise ConfigError("There is no ranking of yours to take back.")
     take_back(studio, person, last.judgement.id)
-    shown = show(studio, person, plan, last.task, replace(sheet, reveal=()))
+    shown = show(studio, person, plan, last.task, replace(sheet, reveal=None))
     status = "Taken back. Rank it again; who wrote what was shown, so it will not count as blind."
     return replace(shown, status=status, tone="")
-
-
-def reveal(task: Task, judgement: Judgement) -> tuple[str, ...]:
-    """Who wrote what, in the order of the ranking, with reward and KL."""
-    order = [rid for group in judgement.ranking for rid in group]
-    shown = [task.response(rid) for rid in order] or as_shown(task)
-    return tuple(
-        f"{LETTERS[r.pos]}: {r.adapter or 'base'} \u00b7 "
-        f"{facts_text(r.n_tokens, r.rm_score, r.kl_to_ref, r.finish_reason)}"
-        for r in shown
-    )
-
-
-def tally(own: list[Judged]) -> str:
-    """How much a person has ranked, skips apart, and how fast, in a line."""
-    own = [j for j in own if j.judgement.outcome != "skip"]
-    if not own:
-        return "No ranking yet."
-    now = time.time()
-    today = sum(now - j.judgement.done_ts < _DAY for j in own)
-    seconds = median_seconds(own)
-    speed = "" if seconds is None else f" \u00b7 median {seconds:.0f} s"
-    return f"{len(own)} ranked \u00b7 {today} in 24 hours{speed}"

@@ -18,7 +18,8 @@ from tests.ui.dealing import POLICY, SFT, deal, decided, letters, plan, task_of,
 from ui.ahead import Plan
 from ui.asking import Ask, Row
 from ui.people import Person
-from ui.ranking import Sheet, next_sheet, plan_of, submit, tally, undo
+from ui.ranked import tally
+from ui.ranking import Sheet, next_sheet, plan_of, submit, undo
 from ui.studio import Studio
 from ui.tabs.rank import updates
 from ui.tasks import Refused, as_shown, make_task
@@ -93,11 +94,31 @@ def test_the_reveal_names_each_answer_in_the_order_of_the_ranking(
     sheet = deal(studio, ana)
     by_letter = dict(zip("ABCD", as_shown(task_of(studio, sheet)), strict=True))
     after = submit(studio, ana, sheet, decided(sheet, [["C"], ["D", "A"], ["B"]]))
-    assert [line[:1] for line in after.reveal] == list("CDAB")
-    for line in after.reveal:
-        response = by_letter[line[0]]
-        assert f": {response.adapter} " in line
-        assert f"reward {response.rm_score:+.2f}" in line
+    assert after.reveal is not None
+    assert after.reveal.title == "Your last ranking, best first, = where tied:"
+    places = [(place, text[0]) for place, text in after.reveal.lines]
+    assert places == [("1", "C"), ("2 =", "D"), ("2 =", "A"), ("4", "B")]
+    for _, text in after.reveal.lines:
+        response = by_letter[text[0]]
+        assert f": {response.adapter} " in text
+        assert f"reward {response.rm_score:+.2f}" in text
+
+
+@pytest.mark.parametrize(
+    ("sent", "title"),
+    [
+        ({"outcome": "decided", "order": [["A", "B", "C", "D"]]}, "all tied"),
+        ({"outcome": "both_bad"}, "All bad"),
+        ({"outcome": "skip"}, "you skipped"),
+    ],
+)
+def test_the_reveal_gives_no_places_where_nothing_was_better(
+    studio: Studio, ana: Person, sent: dict[str, Any], title: str
+) -> None:
+    after = submit(studio, ana, deal(studio, ana), sent)
+    assert after.reveal is not None
+    assert title in after.reveal.title
+    assert [(place, text[0]) for place, text in after.reveal.lines] == [("", x) for x in "ABCD"]
 
 
 # -- a ranking ----------------------------------------------------------------------------------

@@ -213,15 +213,20 @@ function draw() {
   if (state.panel) host.append(flagPanel());
   const mark = { good: "\u2713 ", bad: "! " }[data.tone] || "";
   host.append(el("div", "rk-status status " + (data.tone || ""), data.task || data.tone ? mark + (data.status || "") : ""));
-  if ((data.reveal || []).length) {
-    // Its letters are not those of the cards above.
-    host.append(el("p", "rk-before", "Your last ranking, best first:", { id: "rank-before" }));
-    const list = el("ul", "rk-reveal", undefined, { "aria-labelledby": "rank-before" });
-    for (const line of data.reveal) list.append(el("li", "", line));
-    host.append(list);
-  }
+  if (data.reveal) host.append(...revealed(data.reveal));
   const again = focused && host.querySelector(focused);
   if (again) again.focus();
+}
+// Its letters are not those of the cards above.
+function revealed(before) {
+  const list = el("ul", "rk-reveal", undefined, { "aria-labelledby": "rank-before" });
+  for (const [place, text] of before.lines) {
+    const line = el("li", "");
+    if (place) line.append(el("span", "rk-place", place));
+    line.append(el("span", "", text));
+    list.append(line);
+  }
+  return [el("p", "rk-before", before.title, { id: "rank-before" }), list];
 }
 // What somebody at the keyboard had the focus on, to give it back after drawing. After a click it
 // stays away, so that Enter saves and does not press the same button again.

@@ -38,7 +38,10 @@ def test_four_answers_with_a_tie_in_five_keys(me: Visitor) -> None:
     assert not vote.judgement.scores_visible
     assert vote.judgement.keys == 5
     expect(me.at("#rank-prompt")).not_to_have_text(task.prompt[0]["content"])
-    expect(me.at(".rk-reveal li").first).to_contain_text(f"B: {shown(task)[1].adapter}")
+    expect(me.at("#rank-before")).to_have_text("Your last ranking, best first, = where tied:")
+    expect(me.at(".rk-place")).to_have_text(["1", "2 =", "2 =", "4"])
+    for line, place in zip(me.at(".rk-reveal li").all(), (1, 3, 2, 0), strict=True):
+        expect(line).to_contain_text(f"{'ABCD'[place]}: {shown(task)[place].adapter}")
     assert me.open_task("rank").task_id != task.task_id
 
 
