@@ -239,7 +239,9 @@ def check(
     """Check a recipe, its data and its memory, and train nothing."""
     from lora_rlhf.checking import check_recipe
 
-    problems = check_recipe(recipe, overrides or [], hub, _console())
+    console = _console()
+    with console.status("Checking the recipe, its data and its memory ..."):
+        problems = check_recipe(recipe, overrides or [], hub, console)
     if problems:
         raise UserError(problems)
 
@@ -256,12 +258,13 @@ def plan(
     """Show the memory each phase needs against a card."""
     from lora_rlhf.recipe_io import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded, console = load_recipe(recipe, overrides or []), _console()
+    with console.status("Planning ..."):
+        from lora_rlhf import display
+        from lora_rlhf.model import memory
 
-    from lora_rlhf import display
-    from lora_rlhf.model import memory
-
-    display.render_plan(memory.plan(loaded, vram), _console())
+        planned = memory.plan(loaded, vram)
+    display.render_plan(planned, console)
 
 
 # -- after a run --------------------------------------------------------------------------------
@@ -326,7 +329,10 @@ app.add_typer(cli_preferences.app, name="preferences")
 @app.command(epilog="Try:\n\nlora-rlhf doctor")
 def doctor() -> None:
     """Look at torch, CUDA, bitsandbytes and memory, and say what to do."""
-    from lora_rlhf.doctor import run_doctor
+    console = _console()
+    with console.status("Looking at this machine ..."):
+        from lora_rlhf.doctor import run_doctor
 
-    if not run_doctor(_console()):
+        well = run_doctor(console)
+    if not well:
         raise typer.Exit(USER_ERROR)

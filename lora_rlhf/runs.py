@@ -7,6 +7,7 @@ Every JSON file is replaced atomically, so a reader never sees half of one and a
 leaves one. A stage is complete exactly when `summary.json` holds its seconds.
 """
 
+import difflib
 import json
 import os
 import shutil
@@ -232,4 +233,6 @@ def find_run(name: str, runs_dir: Path) -> Run:
             return Run(path)
     there = sorted(p.parent.name for p in runs_dir.glob("*/recipe.yaml"))
     found = f"{runs_dir}{os.sep} has: {', '.join(there)}" if there else f"{runs_dir} has none yet"
-    raise ConfigError(f"{name} is not a run. {found}. Make one: lora-rlhf run quickstart")
+    close = difflib.get_close_matches(name, there, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else " Make one: lora-rlhf run quickstart"
+    raise ConfigError(f"{name} is not a run. {found}.{hint}")

@@ -231,7 +231,8 @@ def check_data(
         if loaded.skipped:
             notes.append(f"data.{name}: not checked: {loaded.skipped}")
             continue
-        notes.append(f"data.{name}: {len(loaded.records)} usable rows in {name_of(source)}")
+        if loaded.records or not loaded.problems:  # or the problems say it all
+            notes.append(f"data.{name}: {len(loaded.records)} usable rows in {name_of(source)}")
         notes += [f"data.{name}: {n} rows dropped ({why})" for why, n in loaded.dropped.items()]
         if loaded.records:
             usable[name] = loaded.records

@@ -50,7 +50,8 @@ def test_the_problems_of_all_sources_come_at_once(tmp_path):
         rankings=file(tmp_path / "r.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "a"}]),
         prompts={"path": str(tmp_path / "none.jsonl")},
     )
-    problems, _ = check_data(wanted)
+    problems, notes = check_data(wanted)
+    assert not [note for note in notes if "none.jsonl" in note]  # as if it had been read
     assert [p.kind for p in problems] == ["empty response", "one class only", "no such file"]
     assert [p.line for p in problems] == [4, 0, 0]
 
