@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from lora_rlhf.preferences.intervals import Rate
-    from lora_rlhf.preferences.ratings import Leaderboard
+    from lora_rlhf.preferences.ratings import Leaderboard, PairRate
     from lora_rlhf.preferences.store import Judged, Store
 
 EPILOG = (
@@ -231,7 +231,7 @@ def _win_rates(board: "Leaderboard", console: "Console") -> "Table":
     from rich.markup import escape
 
     table = _table("win rates", "wins", "95% interval", "won-lost-tied", "needed")
-    for pair in board.pairs:
+    for pair in map(_better_first, board.pairs):
         needed = f"{pair.needed} more" if pair.needed else "enough"
         table.add_row(
             escape(f"{pair.a} vs {pair.b}"),
@@ -240,6 +240,11 @@ def _win_rates(board: "Leaderboard", console: "Console") -> "Table":
             needed,
         )
     return table
+
+
+def _better_first(pair: "PairRate") -> "PairRate":
+    """The same with the one that wins more as `a`, as people say it."""
+    return pair.turned() if pair.rate.share is not None and pair.rate.share < 0.5 else pair
 
 
 def _quality(judged: "list[Judged]", console: "Console") -> "Table":

@@ -76,7 +76,7 @@ def board_html(board: Leaderboard, reference: str) -> str:
     return (
         f'<p class="lr-soft">How often each wins against <b>{escape(against)}</b>: Bradley-Terry, '
         "95% interval over prompts; the dashed line is 50%.</p>"
-        f"{_rate_table('lr-board', ('adapter', 'wins', 'votes'), rows)}"
+        f"{_rate_table('lr-board', ('adapter', 'wins', 'decided votes'), rows)}"
         f"{_left_out(board)}{_warnings(board)}"
     )
 
@@ -115,16 +115,9 @@ def _pair_row(name: str, reference: str, pair: PairRate | None, board: Leaderboa
         words = "never met it directly"
         words += ", only through others" if together else ", not through others either"
         return _board_row(name, Rate(None), "0", words)
-    mine = pair.rate if pair.a == name else _turned(pair.rate)
+    mine = pair.rate if pair.a == name else pair.rate.turned()
     votes = f"{pair.rate.count:,}"
     return _board_row(name, mine, votes, needed_words(mine, pair.needed))
-
-
-def _turned(rate: Rate) -> Rate:
-    """The same of the other side."""
-    if rate.share is None:
-        return rate
-    return Rate(1 - rate.share, 1 - rate.high, 1 - rate.low, rate.count, rate.clusters)
 
 
 def needed_words(rate: Rate, needed: int) -> str:
@@ -251,8 +244,8 @@ def heat_html(heat: HeatMap) -> str:
         )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
     return (
-        '<p class="lr-soft">How often the row beats the column, without ties; below it, the votes. '
-        'More votes have more colour.</p><div class="lr-wide" tabindex="0">'
+        '<p class="lr-soft">How often the row beats the column in decided votes; below it, all '
+        'votes, ties too. More votes have more colour.</p><div class="lr-wide" tabindex="0">'
         '<table class="lr-table lr-heat" aria-label="Who met whom">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -25,6 +25,12 @@ class Rate:
     count: int = 0
     clusters: int = 0
 
+    def turned(self) -> "Rate":
+        """The same of the other side."""
+        if self.share is None:
+            return self
+        return Rate(1 - self.share, 1 - self.high, 1 - self.low, self.count, self.clusters)
+
 
 NOTHING = Rate(None)
 

@@ -8,7 +8,7 @@ want.
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,17 @@ class PairRate:
     ties: int
     both_bad: int
     needed: int
+
+    def turned(self) -> "PairRate":
+        """The same, of b against a."""
+        return replace(
+            self,
+            a=self.b,
+            b=self.a,
+            rate=self.rate.turned(),
+            wins=self.losses,
+            losses=self.wins,
+        )
 
 
 @dataclass(frozen=True)

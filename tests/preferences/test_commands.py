@@ -72,6 +72,18 @@ def test_the_help_is_quick_and_loads_no_database():
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize(("wins", "losses"), [(12, 4), (4, 12)])
+def test_who_wins_more_stands_first(here, wins, losses):
+    vote_all(here / "rankings.db", wins, losses)
+    better, worse = ("[ppo]", "sft") if wins > losses else ("sft", "[ppo]")
+    row = next(line for line in call("stats").splitlines() if " vs " in line)
+    assert row.startswith(f"{better} vs {worse}")
+    assert "12-4-0" in row
+    low, high = map(int, re.search(r"75% \((\d+)-(\d+)\)", row).groups())
+    assert low < 75 < high
+    assert abs(low - 50) < 5 < high - 80  # Wilson's interval of 12 of 16 is 51 to 90 %
+
+
 def test_import_twice_then_stats_backup_and_export(here):
     pairs(here / "votes.jsonl")
     first = call("import", "votes.jsonl", "--annotator", "ana")
