@@ -6,6 +6,7 @@ puts every middleware inside its own ones.
 """
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -40,6 +41,14 @@ MOST_WAITING_CALLS = 64
 CALLS_AT_ONCE = 16  # of one handler, by as many people
 MOST_SESSIONS = 500
 MOST_CONNECTIONS = 512
+_REFUSED: dict[int | None, tuple[str, str]] = {  # why, and what to do
+    errno.EADDRINUSE: (
+        "another program has it",
+        "Leave --port away for the next free one, or stop that program.",
+    ),
+    errno.EACCES: ("only an administrator may", "Give a --port from 1024 on."),
+    errno.EADDRNOTAVAIL: ("it is no address of this machine", "Give another --host."),
+}
 _STOP_SECONDS = 3
 _START_SECONDS = 60.0
 
@@ -126,9 +135,9 @@ def bind(host: str, port: int | None) -> socket.socket:
         except (OSError, OverflowError) as error:
             problem = error if isinstance(error, OSError) else OSError(str(error))
     tried = f"port {port}" if port is not None else f"ports {ports[0]} to {ports[-1]}"
-    raise ConfigError(
-        f"{tried} of {host} cannot be used: {problem}. Give another --port, or stop what has it."
-    ) from problem
+    assert problem is not None
+    why, then = _REFUSED.get(problem.errno, (str(problem), "Give another --port or --host."))
+    raise ConfigError(f"{tried} of {host} cannot be used: {why}. {then}") from problem
 
 
 @dataclass
@@ -346,7 +355,21 @@ def _about(running: Running, settings: Settings, store: str) -> str:
         who = "everybody who finds it"
     else:
         who = "whoever uses this machine"
-    return f"{running.url}  for {who}  \u00b7  votes: {store}  \u00b7  stop: Ctrl-C"
+    line = f"{running.url}  for {who}  \u00b7  votes: {store}  \u00b7  stop: Ctrl-C"
+    if settings.host not in (EVERYWHERE, "::"):
+        return line
+    return f"{line}\nFrom other machines: http://{own_address()}:{running.port}/"
+
+
+def own_address() -> str:
+    """What other machines of the network most likely reach this one by: an address, or its name."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        try:
+            # No packet is sent: connecting a datagram socket only looks up the way out.
+            route.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+        except OSError:
+            return socket.gethostname()
+        return str(route.getsockname()[0])
 
 
 @contextmanager

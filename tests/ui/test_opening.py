@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def test_no_run_is_said(tmp_path: Path) -> None:
         newest(tmp_path)
     with pytest.raises(ConfigError, match="lora-rlhf run quickstart"):
         newest(tmp_path / "nothing")
+
+
+def test_a_run_that_was_stopped_early_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for runs_dir, also in ((Path("runs"), ""), (Path("other"), "--runs-dir other ")):
+        (runs_dir / "mine").mkdir(parents=True)
+        (runs_dir / "mine" / "recipe.yaml").write_text("")
+        line = f"lora-rlhf run {runs_dir}/mine/recipe.yaml --name mine {also}--resume"
+        with pytest.raises(ConfigError, match=re.escape(f"it: {line}") + "$"):
+            newest(runs_dir)
 
 
 def test_the_secret_lies_beside_the_store(tmp_path: Path) -> None:

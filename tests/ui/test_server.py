@@ -74,8 +74,35 @@ def taken() -> Iterator[int]:
 
 
 def test_a_port_that_is_taken_is_said(taken: int) -> None:
-    with pytest.raises(ConfigError, match=f"port {taken} of 127.0.0.1 cannot be used: .*in use"):
+    with pytest.raises(ConfigError, match=f"port {taken} of 127.0.0.1 cannot be used") as told:
         bind("127.0.0.1", taken)
+    assert "another program has it. Leave --port away" in str(told.value)
+    assert "Errno" not in str(told.value)
+
+
+def test_other_machines_are_told_an_address_that_reaches_it() -> None:
+    settings = Settings(host="0.0.0.0", port=0, open_to_all=True)
+    with served(settings) as running:
+        here, *others = server._about(running, settings, "votes.db").splitlines()
+        assert here.startswith(f"http://127.0.0.1:{running.port}/")
+        (line,) = others
+        url = line.removeprefix("From other machines: ")
+        assert url != line
+        name = url.removeprefix("http://").partition(":")[0]
+        assert name != "127.0.0.1"
+        if name != socket.gethostname():  # else there is no network, and it may not resolve
+            assert httpx.get(url, trust_env=False, timeout=20).is_success
+    with served() as running:
+        assert "\n" not in server._about(running, Settings(), "votes.db")
+
+
+def test_without_a_network_the_address_is_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unconnected(socket.socket):
+        def connect(self, address: object) -> None:
+            raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "socket", Unconnected)
+    assert server.own_address() == socket.gethostname()
 
 
 def test_the_next_free_port_is_found(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
