@@ -102,11 +102,10 @@ class Jobs:
     # -- before ---------------------------------------------------------------------------------
 
     def plan(self, wishes: Wishes) -> Plan:
-        """What `start` would train on and how; changes nothing.
+        """What `start` would train on and how, be it too little; changes nothing.
 
         Raises:
-            UserError: no such run, an override that cannot be, too few judgements, or the engine
-                is not ready.
+            UserError: no such run, an override that cannot be, or the engine is not ready.
         """
         paths = self._base_paths()
         if wishes.base not in paths:
@@ -114,9 +113,7 @@ class Jobs:
                 f"{wishes.base!r} is not a run to start from. There are: {', '.join(paths)}."
             )
         base = paths[wishes.base]
-        plan = Plan.make(self.store, Run(base), self.runs_dir, wishes, self._prompts_of(base))
-        require_enough(plan.material, wishes)
-        return plan
+        return Plan.make(self.store, Run(base), self.runs_dir, wishes, self._prompts_of(base))
 
     def _prompts_of(self, base: Path) -> Prompts:
         """Of its own data; what a reward model of another run knows does not measure it."""
@@ -139,13 +136,15 @@ class Jobs:
             wishes: what.
 
         Raises:
-            UserError: of `plan`; or another retraining is at work, or waits for a decision.
+            UserError: of `plan`; too few judgements; or another retraining is at work, or waits
+                for a decision.
         """
         with self._acts:
             self._require_free()
             self._set(Job(state="preparing", person=person, base=wishes.base))
             try:
                 plan = self.plan(wishes)
+                require_enough(plan.material, wishes)
                 memory = self.memory(plan)
                 before = self._reward_of(plan.base.path)
                 job, folder = prepare_run(plan, self.store, person, before, self.runs_dir)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 _NICENESS = 10  # people who chat meanwhile come first
 _LOOK_SECONDS = 0.1
+_BARS = 10
 
 
 class Training:
@@ -104,16 +105,24 @@ def command(run: Path, only: str | None, force: bool) -> list[str]:
 
 
 def tail(path: Path, size: int) -> str:
-    """The last `size` bytes of a text file, whole lines; "" where there is none."""
+    """The last `size` characters of a log as a terminal shows it, whole lines; "" without a file.
+
+    Of a line that was written over and over, as progress bars are, its last state is left.
+    """
     if not path.is_file():
         return ""
     with path.open("rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - size)
+        # Bars take many times the room of what is left of them.
+        start = max(0, file.seek(0, os.SEEK_END) - _BARS * size)
         file.seek(start)
-        found = file.read()
+        written = file.read()
     if start:
-        found = found.partition(b"\n")[2] or found
-    return found.decode("utf-8", errors="replace")
+        written = written.partition(b"\n")[2] or written
+    lines = written.decode("utf-8", errors="replace").split("\n")
+    found = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+    if len(found) > size:
+        found = found[-size:].partition("\n")[2] or found[-size:]
+    return found
 
 
 def _exists(pid: int) -> bool:

@@ -1,6 +1,7 @@
 """What the Retrain tab shows, as HTML made of escaped text."""
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 
 from lora_rlhf.display import short_time
@@ -11,6 +12,8 @@ from ui.preparing import Memory
 from ui.retraining import removed_lines
 
 FORCE = "Go on to PPO though the reward model may be no better than a coin"
+RESUME = "Go on with it"
+_GO_ON = f"press {RESUME}"
 _MOST_ADAPTERS = 12
 _TONES = {"done": "good", "adopted": "good", "failed": "bad"}
 
@@ -20,11 +23,22 @@ def plan_html(plan: Plan, memory: Memory, sha256: str) -> str:
     rows = [*_material_rows(plan), *_training_rows(plan)]
     rows.append(("Memory", memory_sentence(memory)))
     rows.append(("Snapshot", f"SHA-256 {sha256}"))
+    return _table(f"{plan.name}, from {plan.base.name}. Nothing is changed yet.", rows)
+
+
+def refusal_html(plan: Plan, why: str) -> str:
+    """Why there is too little to train on, and what of the votes was left out and why."""
+    said = f'<p class="train-refusal" role="alert">! {html.escape(why)}</p>'
+    left_out = ["Left out"] if plan.material.removed else []
+    return said + _table("What there is.", [*_material_rows(plan)], left_out)
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]], marked: Sequence[str] = ()) -> str:
     cells = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        f'<tr{" class=marked" * (name in marked)}><th scope="row">{html.escape(name)}</th>'
+        f"<td>{html.escape(value)}</td></tr>"
         for name, value in rows
     )
-    title = f"{plan.name}, from {plan.base.name}. Nothing is changed yet."
     return (
         f'<table class="train-plan"><caption>{html.escape(title)}</caption>'
         f"<tbody>{cells}</tbody></table>"
@@ -120,7 +134,7 @@ def job_sentence(job: Job, progress: Progress) -> tuple[str, str]:
         "running": _running(job, progress),
         "measuring": f"{name} is trained. Its reward model is being compared with the one before.",
         "done": f"{name} is trained. Adopt it to offer it to everybody, or discard it. {job.error}",
-        "failed": f"{name} has failed{_code(job)}: {job.error}{_way_on(job)}",
+        "failed": f"{name} has failed: {in_the_page(job.error)}",
         "cancelled": f"{name} was cancelled. It can go on from its last checkpoint.",
         "adopted": f"{name} is adopted: its adapters are in every picker.",
         "discarded": f"{name} is discarded. Its directory lies under .discarded beside the runs.",
@@ -141,13 +155,12 @@ def _running(job: Job, progress: Progress) -> str:
     )
 
 
-def _way_on(job: Job) -> str:
-    """What the command line's --force is called here."""
-    return f" Here: More, {FORCE!r}, then Go on with it." if "--force" in job.error else ""
-
-
-def _code(job: Job) -> str:
-    return f" with exit code {job.exit_code}" if job.exit_code is not None else ""
+def in_the_page(error: str) -> str:
+    """What the command line advises, as somebody does it here."""
+    forced = re.sub(
+        r"(?:pass|add) --force(?: to go on)?", f"tick {FORCE!r} under More and {_GO_ON}", error
+    )
+    return re.sub(r"(?:go on with )?--resume(?: again)?", _GO_ON, forced)
 
 
 def progress_html(job: Job, progress: Progress) -> str:

@@ -241,25 +241,33 @@ def _side(rankings: Sequence[Ranking]) -> Side:
     )
 
 
+def why_too_little(material: Material, wishes: Wishes) -> str:
+    """What no reward model can be trained and tested on, in a sentence; "" where it is enough."""
+    sides = (material.train, material.heldout)
+    missing = sum(max(0, LEAST_PROMPTS - side.prompts) for side in sides)
+    if missing:
+        return (
+            f"There are usable rankings of {sum(side.prompts for side in sides)} prompts, and "
+            f"{2 * LEAST_PROMPTS} are the least: two to train on and two to test with. Rank "
+            f"answers to {missing} more."
+        )
+    if wishes.votes and not material.judgements:
+        return (
+            "There is no usable ranking here that the reward model has not seen. Rank answers to "
+            "at least 1 prompt."
+        )
+    return ""
+
+
 def require_enough(material: Material, wishes: Wishes) -> None:
     """Refuse what no reward model can be trained and tested on.
 
     Raises:
         TooLittle: nothing new, or fewer than two prompts with a strict preference on a side.
     """
-    sides = (material.train, material.heldout)
-    missing = sum(max(0, LEAST_PROMPTS - side.prompts) for side in sides)
-    if missing:
-        raise TooLittle(
-            f"There are usable rankings of {sum(side.prompts for side in sides)} prompts, and "
-            f"{2 * LEAST_PROMPTS} are the least: two to train on and two to test with. Rank "
-            f"answers to {missing} more."
-        )
-    if wishes.votes and not material.judgements:
-        raise TooLittle(
-            "There is no usable ranking here that the reward model has not seen. Rank answers to "
-            "at least 1 prompt."
-        )
+    why = why_too_little(material, wishes)
+    if why:
+        raise TooLittle(why)
 
 
 def removed_lines(removed: dict[str, int]) -> Iterator[str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from lora_rlhf.errors import ConfigError
 from ui.people import Person, require_admin
-from ui.retrain_views import job_sentence, plan_html, progress_html, result_html
-from ui.retraining import SCOPES, Wishes
+from ui.retrain_views import job_sentence, plan_html, progress_html, refusal_html, result_html
+from ui.retraining import SCOPES, Wishes, why_too_little
 from ui.studio import Studio
 
 OVERRIDES_HINT = "such as reward.epochs=3 ppo.steps=40 seed=1"
@@ -103,15 +103,32 @@ def wishes_of(
     )
 
 
-def dry_run(studio: Studio, person: Person, wishes: Wishes) -> str:
-    """What would be trained on and how, as HTML.
+@dataclass(frozen=True)
+class DryRun:
+    """What would be trained on and how.
+
+    Attributes:
+        shown: as HTML; where the judgements are too few, how many are missing and why.
+        can_start: they are enough.
+    """
+
+    shown: str
+    can_start: bool
+
+
+def dry_run(studio: Studio, person: Person, wishes: Wishes) -> DryRun:
+    """Count and plan; nothing is changed.
 
     Raises:
         UserError: no admin, or it cannot be done; in a sentence.
     """
     require_admin(person, "Retraining")
     plan = studio.jobs.plan(wishes)
-    return plan_html(plan, studio.jobs.memory(plan), plan.snapshot_sha256(studio.store))
+    refusal = why_too_little(plan.material, wishes)
+    if refusal:
+        return DryRun(refusal_html(plan, refusal), can_start=False)
+    memory, sha256 = studio.jobs.memory(plan), plan.snapshot_sha256(studio.store)
+    return DryRun(plan_html(plan, memory, sha256), can_start=True)
 
 
 def start(studio: Studio, person: Person, wishes: Wishes) -> View:

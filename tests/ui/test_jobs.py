@@ -121,6 +121,16 @@ def test_the_log_tail_is_its_end(make) -> None:
     assert len(jobs.log_tail(100_000)) == 40_012
 
 
+def test_of_a_progress_bar_the_log_keeps_its_last_state(make) -> None:
+    jobs = finished(make())
+    log = jobs.folder / "train-console.log"
+    bar = "".join(f"\rLoading weights: {i}%" for i in range(0, 101, 5))
+    log.write_text(f"first\r\n{bar}\nlast\n{bar}")  # the second one still goes on
+    assert jobs.log_tail() == "first\nLoading weights: 100%\nlast\nLoading weights: 100%"
+    log.write_text("first\n" + "\r" * 30_000 + "done\n")
+    assert jobs.log_tail() == "first\ndone\n"  # more than is shown, were it not written over
+
+
 def test_cancel_interrupts_so_that_a_checkpoint_is_kept(make, runs) -> None:
     jobs = make(steps=1000)
     jobs.start("ana", WISHES)

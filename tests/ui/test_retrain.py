@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.errors import ConfigError, UserError
+from lora_rlhf.errors import ConfigError, TrainingError, UserError
 from lora_rlhf.preferences.store import Store
+from lora_rlhf.training.optim import require_finite
+from lora_rlhf.training.reward_report import coin_warning
 from tests.preferences.making import task, vote
 from tests.ui.training import TRAINING, Watched, base_run
 from ui.job import Job, Progress
@@ -20,6 +22,7 @@ from ui.people import NotAllowed, Person
 from ui.preparing import Memory
 from ui.retrain_views import (
     FORCE,
+    in_the_page,
     job_sentence,
     memory_sentence,
     plan_html,
@@ -121,7 +124,9 @@ def test_whoever_is_no_admin_sees_a_friendly_sentence_and_no_log(studio) -> None
 
 
 def test_the_dry_run_shows_counts_hash_memory_and_changes_nothing(studio) -> None:
-    shown = dry_run(studio, ADMIN, WISHES)
+    found = dry_run(studio, ADMIN, WISHES)
+    shown = found.shown
+    assert found.can_start
     sha256 = studio.jobs.plan(WISHES).snapshot_sha256(studio.store)
     for part in (
         "19 judgements of 19 prompts by 1 annotator: 19 strict pairs",
@@ -138,7 +143,7 @@ def test_the_dry_run_shows_counts_hash_memory_and_changes_nothing(studio) -> Non
 
 
 def test_what_people_and_models_wrote_is_no_markup(studio) -> None:
-    shown = dry_run(studio, ADMIN, WISHES)
+    shown = dry_run(studio, ADMIN, WISHES).shown
     assert EVIL not in shown
     assert "&lt;img src=x onerror=alert(1)&gt; 19" in shown
     share = Share(value=0.5, low=0.4, high=0.6)
@@ -159,7 +164,23 @@ def test_too_little_and_bad_settings_are_a_sentence(studio) -> None:
         dry_run(studio, ADMIN, replace(WISHES, overrides=("base.model=x",)))
     studio.store.erase("ana")
     with pytest.raises(TooLittle, match="Rank answers to 4 more"):
-        dry_run(studio, ADMIN, WISHES)
+        start(studio, ADMIN, WISHES)
+
+
+def test_too_little_stays_on_the_page_with_what_was_left_out_and_why(studio) -> None:
+    studio.store.erase("ana")
+    for i in range(3):
+        made = task(prompt=f"prompt {i}", prompt_source="pool:train#0")
+        studio.store.add_many([made, vote(made, client_ms=1)])
+    found = dry_run(studio, ADMIN, WISHES)
+    assert not found.can_start
+    assert "Rank answers to 4 more." in found.shown
+    left_out = '<tr class=marked><th scope="row">Left out</th><td>3 faster than anybody reads</td>'
+    assert left_out in found.shown
+    assert "Snapshot" not in found.shown  # of nothing
+    studio.store.erase("ana")
+    assert "Left out</th><td>nothing</td>" in dry_run(studio, ADMIN, WISHES).shown
+    assert "marked" not in dry_run(studio, ADMIN, WISHES).shown
 
 
 def test_the_panel_is_read_with_suspicion() -> None:
@@ -215,12 +236,12 @@ def test_discard_says_where_the_run_went(studio) -> None:
     assert (studio.runs_dir / ".discarded" / "quick-2" / "recipe.yaml").is_file()
 
 
-def test_a_failure_shows_reason_code_and_log(studio) -> None:
+def test_a_failure_shows_reason_and_log(studio) -> None:
     (studio.runs_dir.parent / "manner").write_text("2 fails")
     start(studio, ADMIN, WISHES)
     wait(studio, "failed")
     now = view(studio, ADMIN)
-    assert now.status == "quick-2 has failed with exit code 2: the loss is not finite"
+    assert now.status == "quick-2 has failed: the loss is not finite"
     assert now.tone == "bad"
     assert now.log.endswith("<b>Traceback</b>\n")  # goes into a text box, not into markup
 
@@ -230,12 +251,25 @@ def test_a_weak_reward_model_is_gone_on_from_by_force_alone(studio) -> None:
     start(studio, ADMIN, WISHES)
     wait(studio, "failed")
     assert not studio.jobs.job().force
-    weak = studio.jobs.job().model_copy(update={"error": "a coin. Or pass --force to go on."})
-    assert job_sentence(weak, Progress())[0].endswith(f"Here: More, {FORCE!r}, then Go on with it.")
+    error = coin_warning({"accuracy": 0.5, "accuracy_ci": [0.4, 0.6]})
+    said, _ = job_sentence(studio.jobs.job().model_copy(update={"error": error}), Progress())
+    assert said.endswith(
+        f"Collect more rankings, or tick {FORCE!r} under More and press Go on with it."
+    )
     (studio.runs_dir.parent / "manner").write_text("2 well")
     resume(studio, ADMIN, True)
     wait(studio, "done")
     assert studio.jobs.job().force
+
+
+def test_advice_of_the_command_line_is_given_in_words_of_the_page() -> None:
+    with pytest.raises(TrainingError) as found:
+        require_finite(float("nan"), "loss", "ppo step 3")
+    assert in_the_page(str(found.value)).endswith("of that step; then press Go on with it.")
+    damaged = "Delete that directory to go back to the one before it, then --resume again."
+    assert in_the_page(damaged).endswith("before it, then press Go on with it.")
+    held = "if that process is something else, add --force."
+    assert in_the_page(held).endswith(f"else, tick {FORCE!r} under More and press Go on with it.")
 
 
 def test_a_forged_decision_is_refused(studio) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ui.people import Person, person_of
-from ui.retrain_views import FORCE
+from ui.retrain_views import FORCE, RESUME
 from ui.retraining import SCOPES
 from ui.studio import Studio
 from ui.trainer import (
@@ -40,7 +40,7 @@ def build(studio: Studio, tab: gr.Tab) -> None:
         result = gr.HTML("", elem_id="train-now", visible=False)
         with gr.Row(elem_classes="votes", elem_id="train-decide"):
             adopter = _hidden("Adopt", "train-adopt", "primary")
-            resumer = _hidden("Go on with it", "train-resume")
+            resumer = _hidden(RESUME, "train-resume")
             discarder = _hidden("Discard", "train-discard")
             canceller = _hidden("Cancel", "train-cancel", "stop")
         panel = _panel(studio)
@@ -161,18 +161,20 @@ def _wire_planning(
 ) -> None:
     looker, starter, yes = buttons
 
-    def on_dry_run(request: gr.Request, *knobs: Any) -> str:
-        return dry_run(studio, person_of(request), wishes_of(*knobs))
+    def on_dry_run(request: gr.Request, *knobs: Any) -> Any:
+        found = dry_run(studio, person_of(request), wishes_of(*knobs))
+        return found.shown, gr.skip() if found.can_start else gr.Column(visible=False)
 
     def on_start(request: gr.Request, *knobs: Any) -> Any:
         # The plan is shown before anybody can say yes to it.
-        return dry_run(studio, person_of(request), wishes_of(*knobs)), gr.Column(visible=True)
+        found = dry_run(studio, person_of(request), wishes_of(*knobs))
+        return found.shown, gr.Column(visible=found.can_start)
 
     def on_yes(request: gr.Request, *knobs: Any) -> Any:
         now = start(studio, person_of(request), wishes_of(*knobs))
         return _EMPTY_PLAN, gr.Column(visible=False), *updates(now)
 
-    looker.click(told(on_dry_run), panel, plan)
+    looker.click(told(on_dry_run), panel, [plan, sure])
     asked = starter.click(told(on_start), panel, [plan, sure])
     asked.success(None, js=_TO_THE_QUESTION)
     yes.click(told(on_yes), panel, [plan, sure, *shown])
