@@ -21,6 +21,8 @@ EPILOG = (
     "lora-rlhf evaluate quickstart --judge openai:llama-3.3-70b@http://localhost:8000/v1\n\n"
     "lora-rlhf evaluate quickstart --judge human:rankings.db --json\n\n"
     "lora-rlhf evaluate quickstart --frontier 16\n\n"
+    "lora-rlhf evaluate quickstart --arms sft,best_of_16 --reward reward --reward runs/other "
+    "--rule worst\n\n"
     "lora-rlhf evaluate quickstart --suite public\n\n"
     "lora-rlhf evaluate quickstart --labelers rankings.db --groups 5"
 )
@@ -71,6 +73,18 @@ Frontier = Annotated[
         metavar="N", min=2, max=64, help="Reward against KL: best-of-n up to N, and PPO's path."
     ),
 ]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        metavar="DIR",
+        help="A reward adapter, or a run, that scores and chooses the best of n; `reward` is the "
+        "run's own; repeatable: an ensemble. Unset: the run's own.",
+    ),
+]
+Rule = Annotated[
+    str, typer.Option(help="Of an ensemble: mean, worst, or uncertainty (mean - variance / 2).")
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")
 ]
@@ -93,6 +107,8 @@ def evaluate(
     labelers: Labelers = None,
     groups: Groups = 5,
     frontier: Frontier = None,
+    reward: Rewards = None,
+    rule: Rule = "mean",
     as_json: AsJson = False,
     runs_dir: RunsDir = Path("runs"),
     force: Force = False,
@@ -120,6 +136,8 @@ def evaluate(
         labelers=labelers,
         groups=groups,
         frontier=frontier,
+        rewards=reward or (),
+        rule=rule,
     )
     console = Console(stderr=as_json, highlight=False)
     found = evaluate_run(opened, wanted, console, force)
@@ -185,7 +203,7 @@ def show_win_rates(console: "Console", found: "Json") -> None:
         console.print("Nobody has compared these arms yet: lora-rlhf ui", markup=False)
     needed = max((win["prompts_needed_55"] for win in found["win_rates"]), default=0)
     if needed:
-        line = f"{needed} prompts tell 55% from 45% four times out of five."
+        line = f"{needed} prompts tell 55% from 50% four times out of five."
         console.print(line, style="dim", markup=False)
     _show_rounds(console, found["rounds"]["arms"])
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from lora_rlhf.continuing import refuse_if_running
 from lora_rlhf.errors import ConfigError, DataError
 from lora_rlhf.evaluation import contest, labelers
+from lora_rlhf.evaluation.choosing import chooser_of
 from lora_rlhf.evaluation.frontier import frontier_of_contest, watch_votes
 from lora_rlhf.evaluation.probes import examine_health, policy_scores
 from lora_rlhf.model.backbone import Backbone
@@ -45,6 +46,8 @@ class Wanted:
         labelers: a store whose annotators are split, instead of win rates likewise.
         groups: of annotators.
         frontier: N of best-of-n, instead of win rates likewise.
+        rewards: reward adapters that score and choose, as `chooser_of` takes them.
+        rule: of several of them.
     """
 
     arms: Sequence[str] | None = None
@@ -57,6 +60,8 @@ class Wanted:
     labelers: str | None = None
     groups: int = 5
     frontier: int | None = None
+    rewards: Sequence[str] = ()
+    rule: str = "mean"
 
     @property
     def win_rates(self) -> bool:
@@ -82,9 +87,12 @@ def evaluate_run(run: Run, wanted: Wanted, console: Console, force: bool = False
     recipe = load_recipe(str(run.path / "recipe.yaml"), finished=STAGES)
     with _status_kept(run):
         session = open_session(recipe, run, console)
-        _require_health(session)
+        chooser = None
+        if wanted.rewards:
+            chooser = chooser_of(session.backbone, run, wanted.rewards, wanted.rule)
         settings = _settings(session, wanted)
-        held = contest.open_contest(session, settings, wanted.arms, wanted.judges)
+        held = contest.open_contest(session, settings, wanted.arms, wanted.judges, chooser)
+        _require_health(session)
         if wanted.win_rates:
             contest.hold(held)
         if wanted.frontier is not None:

@@ -39,13 +39,14 @@ def small_run(
     base: dict | None = None,
     lora: dict | None = None,
     scale: float = 0.05,
+    first_seed: int = 0,
 ) -> Run:
     """Adapters of the given roles with random weights, saved as the stages save them."""
     recipe = small_recipe(base, lora)
     backbone = Backbone.load(recipe.base)
     run = Run(path)
     write_atomically(run.path / "recipe.yaml", dump_recipe(recipe))
-    for number, role in enumerate(roles):
+    for number, role in enumerate(roles, first_seed):
         backbone.adapters.add(role, recipe.lora)
         _randomise(backbone, role, number, scale)
         if role in ("reward", "value"):

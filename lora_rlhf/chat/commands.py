@@ -18,7 +18,8 @@ from rich.text import Text
 from lora_rlhf.chat.engine import BASE, REWARD, Engine, Judgement, Reply
 from lora_rlhf.data.records import Message
 from lora_rlhf.errors import ConfigError, UserError
-from lora_rlhf.evaluation.best_of_n import MOST, require_scorers
+from lora_rlhf.evaluation.best_of_n import MOST
+from lora_rlhf.evaluation.choosing import require_scorers
 from lora_rlhf.model.generation import Sampling
 from lora_rlhf.training.ppo import row_seed
 

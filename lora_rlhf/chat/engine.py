@@ -9,7 +9,7 @@ import numpy as np
 from lora_rlhf.data.records import Message
 from lora_rlhf.data.template import ChatFormat
 from lora_rlhf.errors import DataError
-from lora_rlhf.evaluation.best_of_n import Chooser, require_scorers
+from lora_rlhf.evaluation.choosing import Chooser, require_scorers
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.generation import Answer, Sampling, generate
 from lora_rlhf.recipe import STAGES, Recipe

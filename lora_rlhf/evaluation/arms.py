@@ -20,6 +20,7 @@ import torch
 
 from lora_rlhf.data.records import Messages, prompt_key
 from lora_rlhf.errors import CheckpointError, ConfigError
+from lora_rlhf.evaluation.choosing import OWN, Chooser
 from lora_rlhf.recipe import Evaluate
 from lora_rlhf.runs import Run
 from lora_rlhf.training.checkpoint import set_role_state
@@ -154,8 +155,15 @@ def _name_of(path: Path) -> str:
 # -- onto the backbone --------------------------------------------------------------------------
 
 
-def ready(session: Session, specs: Sequence[ArmSpec]) -> list[ReadyArm]:
+def ready(
+    session: Session, specs: Sequence[ArmSpec], chooser: Chooser | None = None
+) -> list[ReadyArm]:
     """Put the adapters of all arms on the backbone, each once, frozen.
+
+    Args:
+        session: with the run's adapters in place.
+        specs: what was asked for.
+        chooser: of the best of n; None: the run's reward adapter.
 
     Raises:
         CheckpointError: there is none, or it was made on another backbone.
@@ -165,7 +173,7 @@ def ready(session: Session, specs: Sequence[ArmSpec]) -> list[ReadyArm]:
     sources: dict[str, tuple[str | None, str, str]] = {}
     arms = []
     for spec in specs:
-        if spec.best_of > 1 and "reward" not in adapters.heads:
+        if spec.best_of > 1 and chooser is None and OWN not in adapters.heads:
             raise ConfigError(
                 f"arm {spec.name} is chosen by the reward adapter, and {session.run.path} has "
                 f"none. Leave the arm out, or train a reward model."
@@ -174,6 +182,8 @@ def ready(session: Session, specs: Sequence[ArmSpec]) -> list[ReadyArm]:
             sources[spec.source] = _load(session, spec.source, len(sources))
         adapter, sha256, origin = sources[spec.source]
         identity = f"{sha256[:16]}+{spec.shots}x{spec.best_of}"
+        if spec.best_of > 1 and chooser is not None:
+            identity += f"+{chooser.identity(session.backbone)[:8]}"
         arms.append(ReadyArm(spec, adapter, identity, origin))
     return arms
 

@@ -4,25 +4,21 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from lora_rlhf.data.records import prompt_text
-from lora_rlhf.errors import CheckpointError
-from lora_rlhf.model.backbone import Backbone
+from lora_rlhf.evaluation.choosing import Floats, digest, member_scores, require_scorers
 from lora_rlhf.model.generation import Answer, Sampling
 from lora_rlhf.preferences.judges import find_judge
 from lora_rlhf.runs import Run
-from lora_rlhf.training.checkpoint import role_state
 from lora_rlhf.training.material import TokenisedPrompt
 from lora_rlhf.training.ppo import row_seed
-from lora_rlhf.training.rollout import adapter_logprobs, sample, score_answers, to_sequences
+from lora_rlhf.training.rollout import adapter_logprobs, sample, to_sequences
 from lora_rlhf.training.session import Session
 
-Floats = NDArray[np.float64]
 MOST = 64
 _SEED = -2000  # a "step" that no training round has
 _ROWS = 256  # answers between two lines of the file, about
@@ -75,92 +71,6 @@ def expected_best(scores: Floats, values: Floats, n: int) -> Floats:
     """The mean of `values` at the best of n by `scores`, a prompt: (p, N), (p, N) -> (p,)."""
     result: Floats = (best_of_n_weights(scores, n) * values).sum(-1)
     return result
-
-
-# -- who chooses --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Chooser:
-    """A reward adapter, or an ensemble of several on the one backbone.
-
-    Attributes:
-        members: names of reward adapters on the backbone.
-        rule: mean; worst: the lowest member's score; uncertainty: mean - weight * variance.
-        weight: lambda of the last.
-
-    Source: Coste et al. 2023, arXiv:2310.02743 (WCO, UWO; the variance is over the k members, not
-    k - 1). Their members are normalised, as ours are (RM3).
-    """
-
-    members: tuple[str, ...] = ("reward",)
-    rule: Literal["mean", "worst", "uncertainty"] = "mean"
-    weight: float = 0.5
-
-    def combine(self, scores: Floats) -> Floats:
-        """Scores of the members, (k, ...), to one, (...)."""
-        assert len(scores) == len(self.members)
-        mean: Floats = scores.mean(0)
-        if self.rule == "worst":
-            worst: Floats = scores.min(0)
-            return worst
-        if self.rule == "uncertainty":
-            return mean - self.weight * scores.var(0)
-        return mean
-
-    def score(
-        self,
-        backbone: Backbone,
-        prompts: Sequence[list[int]],
-        responses: Sequence[list[int]],
-        max_tokens: int,
-    ) -> Floats:
-        """Scores of each member, (k, n), one pass over all responses a member.
-
-        Raises:
-            CheckpointError: a member is not on the backbone, or has no head.
-        """
-        return member_scores(backbone, self.members, prompts, responses, max_tokens)
-
-    def choose(self, scores: Floats) -> int:
-        """The place of the best answer by the members' scores, (k, n); the first of equals."""
-        return int(self.combine(scores).argmax())
-
-
-def member_scores(
-    backbone: Backbone,
-    members: Sequence[str],
-    prompts: Sequence[list[int]],
-    responses: Sequence[list[int]],
-    max_tokens: int,
-) -> Floats:
-    """Scores of reward adapters for responses, (k, n).
-
-    Raises:
-        CheckpointError: a member is not on the backbone, or has no head.
-    """
-    require_scorers(backbone, members)
-    found = [
-        score_answers(backbone, prompts, responses, max_tokens, adapter=member).double().numpy()
-        for member in members
-    ]
-    return np.stack(found)
-
-
-def require_scorers(backbone: Backbone, members: Sequence[str]) -> None:
-    """Refuse to choose by adapters that give no scores.
-
-    Raises:
-        CheckpointError: one is not on the backbone, or has no head.
-    """
-    heads = [name for name in backbone.adapters.heads if name != "value"]
-    missing = [name for name in members if name not in heads]
-    if missing or not members:
-        raise CheckpointError(
-            f"best-of-n chooses by a reward adapter, and {', '.join(missing) or 'none'} is not one "
-            f"here. There are: {', '.join(heads) or 'none'}. Train one: lora-rlhf run quickstart "
-            f"--only reward, or ask for one answer."
-        )
 
 
 # -- drawing ------------------------------------------------------------------------------------
@@ -284,16 +194,8 @@ def _identity(session: Session, plan: Plan, prompts: Sequence[TokenisedPrompt]) 
         "seed": session.recipe.seed,
         "longest": session.recipe.data.max_response_tokens,
         "prompts": hashlib.sha256(repr([ids for ids, _ in prompts]).encode()).hexdigest(),
-        "adapters": {name: _digest(session.backbone, name) for name in sorted(adapters)},
+        "adapters": {name: digest(session.backbone, name) for name in sorted(adapters)},
     }
-
-
-def _digest(backbone: Backbone, adapter: str) -> str:
-    """Of an adapter's weights and its head's."""
-    sha256 = hashlib.sha256()
-    for _, tensor in sorted(role_state(backbone, adapter).items()):
-        sha256.update(tensor.float().contiguous().numpy().tobytes())
-    return sha256.hexdigest()
 
 
 def _block(

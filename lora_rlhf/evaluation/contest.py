@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_rlhf.data.records import prompt_key, prompt_text
 from lora_rlhf.evaluation import rounds
 from lora_rlhf.evaluation.arms import ReadyArm, default_arms, parse_arms, ready
+from lora_rlhf.evaluation.choosing import OWN, Chooser
 from lora_rlhf.evaluation.drawing import Drawn, draw
 from lora_rlhf.evaluation.endpoint import CACHE, Endpoint, Verdict
 from lora_rlhf.evaluation.facts import Arm, describe
@@ -45,6 +46,7 @@ class Contest:
         judges: the first is the one whose utilities stand with the answers.
         arms: with their adapters on the backbone; one is the reference.
         prompts: held out.
+        chooser: gives the scores, and best-of-n; None: the run's reward adapter, if it has one.
     """
 
     session: Session
@@ -52,6 +54,7 @@ class Contest:
     judges: list[JudgeSpec]
     arms: list[ReadyArm]
     prompts: list[TokenisedPrompt]
+    chooser: Chooser | None = None
 
     @property
     def reference(self) -> int:
@@ -69,6 +72,7 @@ def open_contest(
     settings: Evaluate,
     arms: Sequence[str] | None = None,
     judges: Sequence[str] = (),
+    chooser: Chooser | None = None,
 ) -> Contest:
     """Check and prepare all that an evaluation needs, before anything is decoded.
 
@@ -77,6 +81,7 @@ def open_contest(
         settings: of the recipe.
         arms: as a person writes them, instead of the recipe's; paths are allowed.
         judges: instead of the recipe's.
+        chooser: instead of the run's reward adapter.
 
     Raises:
         ConfigError: an arm or a judge that means nothing.
@@ -86,13 +91,13 @@ def open_contest(
     adapters = session.backbone.adapters
     specs = [parse_judge(text) for text in judges or [settings.judge or "reward"]]
     if arms is None:
-        has = "reward" in adapters.heads, "policy" in adapters.names
+        has = chooser is not None or OWN in adapters.heads, "policy" in adapters.names
         texts = settings.arms or default_arms(settings, *has)
         wanted = parse_arms(texts, settings.reference, paths=False)
     else:
         wanted = parse_arms(arms, settings.reference)
     prompts = heldout_prompts(session, settings.prompts)
-    return Contest(session, settings, specs, ready(session, wanted), prompts)
+    return Contest(session, settings, specs, ready(session, wanted, chooser), prompts, chooser)
 
 
 def check(settings: Evaluate) -> None:
@@ -158,7 +163,7 @@ def answer(contest: Contest) -> list[Arm]:
     """The answers of every arm to every prompt, with scores and KL."""
     session, arms = contest.session, contest.arms
     sampling = Sampling(session.recipe.data.max_response_tokens, contest.settings.temperature)
-    drawn = draw(session, arms, contest.prompts, sampling)
+    drawn = draw(session, arms, contest.prompts, sampling, chooser=contest.chooser)
     found = []
     for arm, own in zip(arms, drawn, strict=True):
         chosen = [best(draws) for draws in own]

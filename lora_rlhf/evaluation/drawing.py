@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_rlhf.evaluation.arms import ReadyArm, with_shots
+from lora_rlhf.evaluation.choosing import OWN, Chooser
 from lora_rlhf.model.generation import Answer, Sampling
 from lora_rlhf.runs import write_atomically
 from lora_rlhf.training.material import TokenisedPrompt
 from lora_rlhf.training.ppo import row_seed
-from lora_rlhf.training.rollout import sample, score_answers
+from lora_rlhf.training.rollout import sample
 from lora_rlhf.training.session import Session
 
 DRAWS = "evaluate/draws.jsonl"
@@ -70,6 +71,7 @@ def draw(
     prompts: Sequence[TokenisedPrompt],
     sampling: Sampling,
     mixed: bool = True,
+    chooser: Chooser | None = None,
 ) -> list[list[list[Drawn]]]:
     """Answers of every arm to every prompt, [arm][prompt][draw].
 
@@ -78,16 +80,19 @@ def draw(
     same again after a kill gets it from there.
 
     Args:
-        session: its reward adapter scores the answers, where there is one.
+        session: its reward adapter scores the answers, where there is one and no `chooser`.
         arms: with their adapters on the backbone.
         prompts: held out.
         sampling: of all answers.
         mixed: False decodes one arm after another, for comparison.
+        chooser: scores the answers instead.
     """
+    if chooser is None and OWN in session.backbone.adapters.heads:
+        chooser = Chooser()
     wanted = streams(arms)
     jobs = _jobs(session, arms, wanted, prompts)
     batches = _batches(jobs, session.rollout_rows, mixed)
-    plan = _describe(session, arms, prompts, sampling, mixed)
+    plan = _describe(session, arms, prompts, sampling, mixed, chooser)
     found = _kept(session, plan, batches)
     done = len(found)
     keys = [job.key for batch in batches[:done] for job in batch]
@@ -95,7 +100,7 @@ def draw(
     plain = [ids for ids, _ in prompts]
     with session.steps("evaluate", done, len(batches)) as steps:
         for number, batch in enumerate(batches[done:], done + 1):
-            answers = _decode(session, batch, plain, sampling, number)
+            answers = _decode(session, batch, plain, sampling, chooser, number)
             drawn |= dict(zip([job.key for job in batch], answers, strict=True))
             steps.done(number)
             if steps.interrupted:
@@ -146,6 +151,7 @@ def _decode(
     batch: Sequence[_Job],
     plain: Sequence[list[int]],
     sampling: Sampling,
+    chooser: Chooser | None,
     number: int,
 ) -> list[Drawn]:
     """Decode and score one batch, and put it on disk as one line."""
@@ -160,11 +166,12 @@ def _decode(
     )
     decoded = time.monotonic()
     scores: list[float | None] = [None] * len(batch)
-    if "reward" in session.backbone.adapters.heads:
+    if chooser is not None:
         # The judge reads the prompt as it was asked, not the demonstrations before it.
         asked, responses = [plain[job.row] for job in batch], [a.ids for a in answers]
         budget = session.budget.tokens
-        scores = list(score_answers(session.backbone, asked, responses, budget).tolist())
+        each = chooser.score(session.backbone, asked, responses, budget)
+        scores = list(chooser.combine(each).tolist())
     tokens = sum(len(a.ids) for a in answers)
     spent = {"decode": decoded - started, "score": time.monotonic() - decoded}
     rows = [[a.ids, a.ended, s] for a, s in zip(answers, scores, strict=True)]
@@ -185,10 +192,9 @@ def _describe(
     prompts: Sequence[TokenisedPrompt],
     sampling: Sampling,
     mixed: bool,
+    chooser: Chooser | None,
 ) -> str:
     """A hash of all that the answers and their batches depend on."""
-    adapters = session.backbone.adapters
-    scorer = session.run.adapter("reward") / "adapter_model.safetensors"
     facts = {
         "arms": [
             [arm.identity, arm.adapter, own] for arm, own in zip(arms, streams(arms), strict=True)
@@ -198,8 +204,7 @@ def _describe(
         "seed": session.recipe.seed,
         "rows": session.rollout_rows,
         "mixed": mixed,
-        "reward": "reward" in adapters.heads
-        and (hashlib.sha256(scorer.read_bytes()).hexdigest() if scorer.is_file() else "unsaved"),
+        "chooser": chooser and chooser.identity(session.backbone),
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -10,15 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 from lora_rlhf.evaluation.best_of_n import (
-    Chooser,
     Drawn,
-    Floats,
     Plan,
     best_of_n_kl,
     draw,
     expected_best,
     kept,
 )
+from lora_rlhf.evaluation.choosing import Chooser, Floats
 from lora_rlhf.evaluation.contest import Contest
 from lora_rlhf.evaluation.watch import (
     Interval,
@@ -244,8 +243,14 @@ def frontier_of_contest(contest: Contest, most: int) -> dict[str, Any]:
         CheckpointError: as `run_frontier`.
     """
     gold = next((j.name for j in contest.judges if j.kind == "function"), None)
-    temperature = contest.settings.temperature
-    return run_frontier(contest.session, contest.prompts, most, judge=gold, temperature=temperature)
+    return run_frontier(
+        contest.session,
+        contest.prompts,
+        most,
+        chooser=contest.chooser,
+        judge=gold,
+        temperature=contest.settings.temperature,
+    )
 
 
 def watch_votes(run: Run) -> None:

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from lora_rlhf.evaluation.best_of_n import (
-    Chooser,
     Drawn,
-    Floats,
     best_of_n_kl,
     expected_best,
     kept,
 )
+from lora_rlhf.evaluation.choosing import Chooser, Floats
 from lora_rlhf.evaluation.frontier import POLICIES, START, path_of, spreads_of
 from lora_rlhf.evaluation.protocol_arms import BASE, BEST_OF, TRAINED, Job, is_done
 from lora_rlhf.evaluation.watch import mean_interval, since_the_peak

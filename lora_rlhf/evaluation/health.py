@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import expit
 
 from lora_rlhf.losses.reward import strict_pairs
 from lora_rlhf.results import percent
-from lora_rlhf.training.reward_report import cluster_interval
+from lora_rlhf.training.reward_report import cluster_interval, rank_correlation
 
 Json = dict[str, Any]
 
@@ -132,9 +131,7 @@ def length_correlation(rankings: Sequence[Scored]) -> float:
     """Spearman's rank correlation of score and length over all answers; 0 where one is constant."""
     scores = [s for one in rankings for s in one.scores]
     lengths = [n for one in rankings for n in one.lengths]
-    if len(set(scores)) < 2 or len(set(lengths)) < 2:
-        return 0.0
-    return float(stats.spearmanr(scores, lengths).statistic)
+    return rank_correlation(scores, lengths)
 
 
 def _lead_over_length(pairs: Sequence[Pair], correlation: float) -> Json:

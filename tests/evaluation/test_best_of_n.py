@@ -13,13 +13,13 @@ from lora_rlhf.data.records import Prompt, prompt_text, user
 from lora_rlhf.errors import CheckpointError
 from lora_rlhf.evaluation import best_of_n
 from lora_rlhf.evaluation.best_of_n import (
-    Chooser,
     Plan,
     best_of_n_kl,
     best_of_n_weights,
     draw,
     expected_best,
 )
+from lora_rlhf.evaluation.choosing import Chooser
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.generation import Sampling, generate
 from lora_rlhf.training.ppo import row_seed

@@ -8,7 +8,8 @@ import pytest
 from lora_rlhf import tiny
 from lora_rlhf.data.batches import tokenise_prompts
 from lora_rlhf.data.records import Prompt, user
-from lora_rlhf.evaluation.best_of_n import Chooser, best_of_n_kl
+from lora_rlhf.evaluation.best_of_n import best_of_n_kl
+from lora_rlhf.evaluation.choosing import Chooser
 from lora_rlhf.evaluation.frontier import counts_up_to, fit, fits_of, run_frontier, watch_votes
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.recipe_io import recipe_from
