@@ -3,6 +3,7 @@
 Imports no torch: a finished run is read in a moment.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,8 @@ from typing import Literal
 from lora_rlhf.runs import Json, Run
 
 _ARM_NAMES = {"base": "base", "sft": "SFT", "policy": "PPO"}
+_MANY = re.compile(r"best_of_(?P<n>\d+)(?::(?P<rest>.+))?")
+_SHOTS = re.compile(r"few_shot_(?P<n>\d+)(?::(?P<rest>.+))?")
 _JUDGES = {
     "builtin:gold": "the toy world's hidden gold utility",
     "vader": "VADER sentiment",
@@ -71,9 +74,12 @@ class SamplePair:
 
 
 def arm_name(arm: str) -> str:
-    """A person's name for an arm of the evaluation: best_of_4 is `best of 4`."""
-    if arm.startswith("best_of_"):
-        return f"best of {arm.removeprefix('best_of_')}"
+    """A person's name for an arm: best_of_4:policy is `best of 4 of PPO`."""
+    if found := _MANY.fullmatch(arm):
+        of = f" of {arm_name(found['rest'])}" if found["rest"] else ""
+        return f"best of {found['n']}{of}"
+    if found := _SHOTS.fullmatch(arm):
+        return f"{arm_name(found['rest'] or 'base')} after {found['n']} examples"
     return _ARM_NAMES.get(arm, arm)
 
 

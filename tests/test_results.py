@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.results import result_rows, sample_pairs, verdict
+from lora_rlhf.results import arm_name, result_rows, sample_pairs, verdict
 from lora_rlhf.runs import Run
 from tests.fabricated import finished_run
 
@@ -99,3 +99,20 @@ def test_without_an_evaluation_the_first_look_is_paired_with_the_last(tmp_path: 
     assert pair.before.startswith("look 0")
     assert pair.after.startswith("look 60")
     assert sample_pairs(Run(tmp_path / "empty")) == []
+
+
+@pytest.mark.parametrize(
+    ("arm", "name"),
+    [
+        ("policy", "PPO"),
+        ("best_of_4", "best of 4"),
+        ("best_of_16:policy", "best of 16 of PPO"),
+        ("best_of_4:few_shot_2", "best of 4 of base after 2 examples"),
+        ("few_shot_3", "base after 3 examples"),
+        ("few_shot_3:sft", "SFT after 3 examples"),
+        ("runs/a/best_of_4", "runs/a/best_of_4"),
+        ("best_of_4x", "best_of_4x"),
+    ],
+)
+def test_arms_are_called_as_people_call_them(arm: str, name: str) -> None:
+    assert arm_name(arm) == name
