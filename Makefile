@@ -9,7 +9,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 PINS := pyproject.toml constraints.txt
 
 .PHONY: help quickstart ui test lint clean
