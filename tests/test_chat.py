@@ -1,6 +1,7 @@
 """The chat's commands on a run with random adapters, without a terminal."""
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -306,6 +307,29 @@ def test_compare_shows_two_answers_with_score_and_kl_and_leaves_the_history(talk
     assert talk.history == before
     assert "base" in after(talk, "/compare base policy")
     assert "base" in after(talk, "/compare base")  # against the one that answers
+
+
+def test_compare_of_the_best_of_several_shows_the_best_of_each(talk, monkeypatch):
+    def scores_in(shown):
+        return [float(found) for found in re.findall(r"score ([+-][\d.]+)", shown)]
+
+    after(talk, "Tell of the owl.")
+    drawn = []
+    best = talk.engine.best
+
+    def watched(*arguments):
+        reply, scores = best(*arguments)
+        drawn.append(scores)
+        return reply, scores
+
+    monkeypatch.setattr(talk.engine, "best", watched)
+    shown = after(talk, "/set best_of 4", "/compare sft policy")
+    assert "Each is the best of 4" in shown
+    assert [len(scores) for scores in drawn] == [4, 4]
+    # Shown with two decimals.
+    assert scores_in(shown) == pytest.approx([max(scores) for scores in drawn], abs=0.006)
+    assert "best of" not in after(talk, "/set best_of 1", "/compare sft policy")
+    assert len(drawn) == 2
 
 
 def test_score_and_kl_of_an_answer_are_those_of_whole_passes_by_hand(engine):

@@ -143,16 +143,23 @@ class Chat:
 
     def _best_reply(self) -> Reply:
         """The best of several by the reward adapter, written whole with its score."""
-        count, first = self.settings.best_of, self._next_seed()
-        seeds = [row_seed(first, 0, i) for i in range(count)]
+        count = self.settings.best_of
         with self.console.status(f"{self.adapter} writes {count} answers"):
-            reply, scores = self.engine.best(self.adapter, self.history, self._sampling(), seeds)
+            reply, scores = self._draw(self.adapter, self.history, self._next_seed())
         self._write(reply.text)
         self.console.print()
         if scores:
             mean = sum(scores) / len(scores)
             self._tell(f"Best of {count}: score {scores[0]:+.2f}, their mean {mean:+.2f}.")
         return reply
+
+    def _draw(self, name: str, asked: list[Message], seed: int) -> tuple[Reply, list[float]]:
+        """A whole answer, the best of as many as are set, and their scores, best first."""
+        count = self.settings.best_of
+        if count == 1:
+            return self.engine.answer(name, asked, self._sampling(), seed), []
+        seeds = [row_seed(seed, 0, i) for i in range(count)]
+        return self.engine.best(name, asked, self._sampling(), seeds)
 
     def _tell_of(self, reply: Reply) -> None:
         if reply.dropped:
@@ -214,13 +221,15 @@ class Chat:
         replies = []
         for name in names:
             with self.console.status(f"{name} answers"):
-                replies.append(self.engine.answer(name, asked, self._sampling(), seed))
+                replies.append(self._draw(name, asked, seed)[0])
             if replies[-1].stopped:
                 self._tell("Stopped.")
                 return
         half = self.console.width // 2 - 1
         panels = [_panel(reply, self.engine.judge(reply), half) for reply in replies]
         self.console.print(Columns(panels, padding=(0, 1)))
+        if self.settings.best_of > 1:
+            self._tell(f"Each is the best of {self.settings.best_of} by the reward adapter.")
 
     def _default_pair(self) -> list[str]:
         names = self.engine.names
