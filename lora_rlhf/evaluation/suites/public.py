@@ -16,7 +16,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lora_rlhf.errors import ConfigError, DataError
+from lora_rlhf.errors import ConfigError, DataError, PreferenceError
 from lora_rlhf.evaluation.suites import flags
 from lora_rlhf.evaluation.suites.engine import Engine
 from lora_rlhf.evaluation.suites.files import data_folder
@@ -135,7 +135,7 @@ def _add_flags(session: Session, results: "_Results") -> None:
     try:
         with results.timed("flags") as found:
             found |= flags.flag_shares(location)
-    except DataError as error:
+    except (DataError, PreferenceError) as error:  # it may have moved since the run
         results.skip("flags", str(error))
 
 
