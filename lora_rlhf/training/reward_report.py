@@ -75,7 +75,7 @@ def examine(
         "accuracy_ci": [low, high],
         "pairs": len(margins),
         "longer_baseline": sum(longer) / len(longer),
-        "length_correlation": _correlation(flat, flat_lengths),
+        "length_correlation": rank_correlation(flat, flat_lengths),
         "by_margin": accuracy_by_margin(margins),
         "calibration": calibration([m / raw_gain for m in margins]),
         "score_std": float(torch.tensor(flat).std()),
@@ -110,9 +110,11 @@ def _share(gap: float) -> float:
     return 0.5 if gap == 0 else float(gap > 0)
 
 
-def _correlation(scores: Sequence[float], lengths: Sequence[int]) -> float:
-    value = stats.spearmanr(scores, lengths).statistic
-    return 0.0 if math.isnan(value) else float(value)
+def rank_correlation(scores: Sequence[float], lengths: Sequence[int]) -> float:
+    """Spearman's; 0 where one of both is constant, as lengths are where no answer ends."""
+    if len(set(scores)) < 2 or len(set(lengths)) < 2:
+        return 0.0
+    return float(stats.spearmanr(scores, lengths).statistic)
 
 
 def cluster_interval(per_prompt: Sequence[tuple[float, int]]) -> tuple[float, float]:

@@ -133,6 +133,24 @@ def test_the_interval_goes_by_prompts_and_not_by_pairs():
     assert (six["low"], six["high"]) == pytest.approx((one["low"], one["high"]), abs=1e-9)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("scores", "lengths", "wanted"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], [5, 9, 7, 20], 0.8),  # 1 - 6 (0 + 1 + 1 + 0) / (4 * 15)
+        ([4.0, 3.0, 2.0, 1.0], [1, 2, 3, 400], -1.0),  # by ranks, however far the last one is
+        ([1.0, 2.0, 3.0, 4.0], [64, 64, 64, 64], 0.0),  # no answer ended
+        ([2.0, 2.0, 2.0, 2.0], [5, 9, 7, 20], 0.0),
+    ],
+)
+def test_score_and_length_are_correlated_by_rank_over_all_answers(scores, lengths, wanted):
+    rankings = [
+        Scored("p", ["a", "b"], [(0,), (1,)], scores[i : i + 2], lengths[i : i + 2]) for i in (0, 2)
+    ]
+    card = health_card(rankings)
+    assert card["length_correlation"] == pytest.approx(wanted, abs=1e-12)
+
+
 def test_quarters_of_the_margin_hold_every_pair_once_and_the_surest_are_right():
     pairs = [Pair(i, 0, 1, float(i + 1) if i >= 20 else float(-i - 1), 0) for i in range(40)]
     found = by_margin(pairs)
