@@ -35,7 +35,7 @@ def frontier_section(frontier: Json) -> str:
         unit = judge_name(judge) if height == "gold" and judge else "mean over prompts"
         drawn += cloud_plot(title, unit, _clouds(known, fits, height), "√KL from SFT, √nats")
     charts = f"<div class=charts>{drawn}</div>"
-    return charts + _fits(fits) + _points(points)
+    return charts + _fits(fits, points) + _points(points)
 
 
 def _clouds(points: Sequence[Json], fits: Json, height: str) -> list[Cloud]:
@@ -84,16 +84,18 @@ def _curve(kind: str, fit: Json, points: Sequence[Json], height: str) -> list[tu
     return curve
 
 
-def _fits(fits: Json) -> str:
+def _fits(fits: Json, points: Sequence[Json]) -> str:
     rows = []
     for kind, label in _KINDS.items():
+        furthest = max((p["kl"] for p in points if p["kind"] == kind), default=0.0)
         for height, words in _HEIGHTS.items():
             fit = (fits.get(kind) or {}).get(height)
             if not fit:
                 continue
             figures = [f"{fit[key]:.3f}" for key in ("alpha", "beta", "r2")]
             peak = fit.get("peak")
-            figures.append(f"{peak**2:.1f}" if peak is not None and peak < 1e3 else "")
+            seen = peak is not None and peak**2 <= furthest
+            figures.append(f"{peak**2:.1f}" if seen else "beyond the points")
             name = f"<b>{label}</b> {escape(words)} <small>{_LAWS[kind]}</small>"
             rows.append(row((name, *figures)))
     head = ("gain, d = √KL", "alpha", "beta", "R²", "turns over at KL")

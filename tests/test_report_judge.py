@@ -127,6 +127,21 @@ def test_a_frontier_without_gold_or_fits_is_drawn_too(tmp_path: Path) -> None:
     assert page.count('class="whisker c1"') == 4
 
 
+def test_a_law_is_not_taken_beyond_its_points(tmp_path: Path) -> None:
+    """PPO's points reach a KL of 6 nats, best-of-n's ln 16 - 15/16 = 1.84."""
+    found = frontier("x")
+    found["fits"]["ppo"]["proxy"]["peak"] = 2.0  # the same object for best-of-n
+    page = render(run_with(tmp_path, {"frontier": found}))
+    rows = dict(
+        re.findall(
+            r"<tr><td><b>(best of n|PPO)</b> by the reward model.*?<td>([^<]*)</td></tr>", page
+        )
+    )
+    assert rows == {"best of n": "beyond the points", "PPO": "4.0"}
+    by_judge = re.findall(r"by the judge.*?<td>([^<]*)</td></tr>", page)
+    assert by_judge == ["beyond the points"] * 2
+
+
 # -- drawings -----------------------------------------------------------------------------------
 
 
