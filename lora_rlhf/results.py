@@ -80,6 +80,9 @@ def arm_name(arm: str) -> str:
         return f"best of {found['n']}{of}"
     if found := _SHOTS.fullmatch(arm):
         return f"{arm_name(found['rest'] or 'base')} after {found['n']} examples"
+    run, _, own = arm.rpartition("/")
+    if run and arm_name(own) != own:
+        return f"{run}: {arm_name(own)}"  # an arm of another run
     return _ARM_NAMES.get(arm, arm)
 
 

@@ -110,7 +110,10 @@ def test_without_an_evaluation_the_first_look_is_paired_with_the_last(tmp_path: 
         ("best_of_4:few_shot_2", "best of 4 of base after 2 examples"),
         ("few_shot_3", "base after 3 examples"),
         ("few_shot_3:sft", "SFT after 3 examples"),
-        ("runs/a/best_of_4", "runs/a/best_of_4"),
+        ("quickstart/best_of_4:policy", "quickstart: best of 4 of PPO"),
+        ("quickstart-2/policy", "quickstart-2: PPO"),
+        ("quickstart-2/reward", "quickstart-2/reward"),
+        ("best_of_4:runs/other", "best of 4 of runs/other"),
         ("best_of_4x", "best_of_4x"),
     ],
 )
