@@ -18,10 +18,28 @@ _NEEDS_PUNKT = frozenset(
 _METRICS = ("strict", "loose")
 
 
-def checkable(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
-    """(rows whose every instruction can be checked here, how many are left out)."""
-    kept = list(rows) if _has_punkt() else [r for r in rows if not _needs_punkt(r)]
-    return kept, len(rows) - len(kept)
+def checkable(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """(rows whose every instruction can be checked here, what is left out and why)."""
+    sure = [r for r in rows if not _is_by_chance(r)]
+    kept = sure if _has_punkt() else [r for r in sure if not _needs_punkt(r)]
+    told = []
+    if len(sure) < len(rows):
+        told.append(
+            f"ifeval: {len(rows) - len(sure)} prompts are left out, which count a character that "
+            f"is no letter: lm-eval counts a letter that it draws by chance instead"
+        )
+    if len(kept) < len(sure):
+        told.append(
+            f"ifeval: {len(sure) - len(kept)} prompts are left out, whose sentences NLTK counts "
+            f"with data that is not here. Get it: python -m nltk.downloader punkt_tab"
+        )
+    return kept, told
+
+
+def _is_by_chance(row: dict[str, Any]) -> bool:
+    """Whether it asks for #s or !s: two arms with the same answer would get two verdicts."""
+    letters = [kwargs["letter"] for kwargs in row["kwargs"] if kwargs.get("letter")]
+    return any(len(one) != 1 or not "a" <= one.lower() <= "z" for one in letters)
 
 
 def _needs_punkt(row: dict[str, Any]) -> bool:

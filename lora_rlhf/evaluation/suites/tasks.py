@@ -78,11 +78,8 @@ def _xquad(setting: Setting) -> Measures:
 
 def _ifeval(setting: Setting) -> Measures:
     rows, left_out = ifeval.checkable(read_rows(setting.folder, _IFEVAL))
-    if left_out:
-        setting.session.tell(
-            f"ifeval: {left_out} prompts are left out, whose sentences NLTK counts with data that "
-            f"is not here. Get it: python -m nltk.downloader punkt_tab"
-        )
+    for what in left_out:
+        setting.session.tell(what)
     return ifeval.measures(setting.engine, spread_out(rows, setting.limit))
 
 
