@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from lora_rlhf.errors import ConfigError
 from lora_rlhf.preferences.choice import Candidate, choose
-from lora_rlhf.preferences.counting import seconds_of
 from lora_rlhf.preferences.events import Sampler, Task
 from lora_rlhf.preferences.store import Judged
 from ui.ahead import Plan, Prepared
@@ -29,7 +28,7 @@ from ui.tasks import (
     rids_of,
     take_back,
 )
-from ui.words import plain
+from ui.words import plain, saved_text
 
 FEWEST, MOST = 2, 9
 _LOOK_SECONDS = 0.25
@@ -315,12 +314,9 @@ def submit(studio: Studio, person: Person, sheet: Sheet, sent: Any) -> Sheet:
         return replace(
             _without_task(sheet, "You have ranked that already, on another page."), tone="bad"
         )
-    return replace(
-        _without_task(sheet, f"{_SAID[outcome]}. Saved after {seconds_of(stored) or 0:.0f} s."),
-        tone="good",
-        reveal=reveal(task, stored),
-        can_undo=True,
-    )
+    status, tone = saved_text(_SAID[outcome], task, stored)
+    shown = _without_task(sheet, status)
+    return replace(shown, tone=tone, reveal=reveal(task, stored), can_undo=True)
 
 
 def _said(task: Task, sent: dict[str, Any]) -> tuple[Outcome, tuple[tuple[str, ...], ...]]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lora_rlhf.preferences.counting import is_too_fast, seconds_of
+from lora_rlhf.preferences.events import Judgement, Task
 from ui.asking import Waiting
 
 
@@ -15,6 +17,20 @@ def waiting_text(item: Waiting) -> str:
     """For a status line."""
     before = "1 job is" if item.ahead == 1 else f"{item.ahead} jobs are"
     return f"Waiting for the device: {before} ahead of you."
+
+
+def saved_text(said: str, task: Task, judgement: Judgement) -> tuple[str, str]:
+    """For a status line, with its tone: that it is saved, and whether training will leave it out.
+
+    Args:
+        said: in a few words, what the judgement says.
+        task: that was judged.
+        judgement: as it is stored.
+    """
+    saved = f"{said}. Saved after {seconds_of(judgement) or 0:.0f} s"
+    if is_too_fast(task, judgement):
+        return f"{saved}, but that is faster than it can be read: left out of training.", "bad"
+    return f"{saved}.", "good"
 
 
 def facts_text(

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,6 +21,7 @@ from ui.asking import Ask, Row
 from ui.people import Person
 from ui.ranked import tally
 from ui.ranking import Sheet, next_sheet, plan_of, submit, undo
+from ui.retraining import Wishes, choose
 from ui.studio import Studio
 from ui.tabs.rank import updates
 from ui.tasks import Refused, as_shown, make_task
@@ -145,6 +147,17 @@ def test_rankings_ties_and_outcomes_are_stored_as_sent(studio: Studio, ana: Pers
         assert "Saved after 9 s" in sheet.status
         assert (sheet.task_id, sheet.answers, sheet.tone) == (None, (), "good")
     assert [counts_for_win_rate(j) for j in studio.judged()] == [True, True, True, False]
+
+
+def test_a_ranking_that_is_too_fast_to_train_on_says_so(studio: Studio, ana: Person) -> None:
+    sheet = deal(studio, ana)
+    after = submit(studio, ana, sheet, decided(sheet, ms=1500))  # of some 50 words
+    (found,) = studio.judged()
+    prompts = studio.engine.prompts_of(Path("runs/quick"))
+    assert choose([found], Wishes("quick"), prompts).removed == {"faster than anybody reads": 1}
+    assert "faster than it can be read: left out of training." in after.status
+    assert after.tone == "bad"
+    assert deal(studio, ana, after).status == after.status  # beside the next task
 
 
 def test_what_is_no_ranking_is_refused(studio: Studio, ana: Person) -> None:

@@ -206,7 +206,7 @@ function draw() {
   } else {
     const wait = el("div", "rk-wait");
     if (!data.failed) wait.append(el("span", "rk-spin", "", { "aria-hidden": "true" }));
-    wait.append(el("span", "", data.tone === "good" ? "The next answers are being made." : data.status));
+    wait.append(el("span", "", data.tone && !data.failed ? "The next answers are being made." : data.status));
     host.append(wait);
   }
   host.append(actions());
