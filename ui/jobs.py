@@ -307,12 +307,12 @@ class Jobs:
             self.engine.restore()
 
     def _set(self, job: Job) -> None:
-        self._job = job
         if job.name and self._folder.name == job.name:
             try:
                 job.save(self._folder)
             except OSError as error:  # the disk is full: the next app finds the state before
                 _log.warning("%s is %s, which cannot be written: %s", job.name, job.state, error)
+        self._job = job
 
     def _change(self, **fields: Any) -> None:
         with self._writes:
