@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 from lora_rlhf.data.records import Messages, prompt_key, user
 from lora_rlhf.errors import ConfigError, UserError
-from lora_rlhf.preferences.counting import seconds_of
 from lora_rlhf.preferences.events import Response, Task
 from ui.asking import Ask, PoolPrompt, Row, Waiting, finished
 from ui.chatting import Controls, Talk
 from ui.people import Person
 from ui.studio import Studio
 from ui.tasks import Client, as_shown, judge, make_task, own_task, take_back
-from ui.words import facts_text, plain, waiting_text
+from ui.words import facts_text, plain, saved_text, waiting_text
 
+_WHICH = "Which is better?"
+_WHICH_NAMED = f"{_WHICH} Not blind: this vote will not count in the win rates."
 TYPED, POOL = "my own prompt", "held-out prompts"
 Vote = Literal["a", "b", "a_much", "b_much", "tie", "both_bad", "skip"]
 _SIDES: dict[str, tuple[int, int | None]] = {
@@ -47,6 +48,11 @@ class Pane:
         task_id: what a vote would be about.
         can_vote: both answers are whole, and nothing was said of them yet.
         can_undo: there is a vote to take back.
+        drawn: prompts are drawn from the pool, and not typed.
+        can_go_on: nothing waits for a vote, so that another prompt may be drawn.
+        is_blind: the pair that waits for a vote hides who answers; None: there is none.
+        box: what the Blind box is to say; None: what it says already.
+        wish: what it said before the pair on the screen made it say something else.
         status: a sentence.
         tone: of the status: "", good or bad.
     """
@@ -57,6 +63,11 @@ class Pane:
     task_id: str | None = None
     can_vote: bool = False
     can_undo: bool = False
+    drawn: bool = False
+    can_go_on: bool = False
+    is_blind: bool | None = None
+    box: bool | None = None
+    wish: bool | None = None
     status: str = "Ask both: type a prompt, or take one of the pool."
     tone: str = ""
 
@@ -113,7 +124,7 @@ def _stream(
             pane = replace(pane, texts=_texts(rows), status="Both answer, in one batch.")
             yield pane
     except UserError:
-        yield replace(pane, status="Not answered.", tone="bad")
+        yield replace(pane, status="Not answered.", tone="bad", can_go_on=True)
         raise
     if any(row.finish is None for row in rows) or not rows:
         raise ConfigError("The answers did not end. Ask again.")
@@ -157,6 +168,7 @@ def show(studio: Studio, person: Person, task: Task) -> Pane:
     a, b = as_shown(task)
     can_vote = not task.unfinished
     facts = ("", "") if task.blind else (_facts(a), _facts(b))
+    status = _WHICH if task.blind else _WHICH_NAMED
     return Pane(
         prompt=_shown(task.prompt),
         texts=(_text_of(a), _text_of(b)),
@@ -164,7 +176,9 @@ def show(studio: Studio, person: Person, task: Task) -> Pane:
         task_id=task.task_id,
         can_vote=can_vote,
         can_undo=studio.store.last(person.name, "pair") is not None,
-        status="Which is better?" if can_vote else "Stopped: stopped answers are not voted on.",
+        can_go_on=not can_vote,
+        is_blind=task.blind,
+        status=status if can_vote else "Stopped: stopped answers are not voted on.",
     )
 
 
@@ -200,14 +214,16 @@ def vote(studio: Studio, person: Person, pane: Pane, said: Vote, client: Any) ->
         client=Client.parse(client),
         scores_visible=not task.blind,
     )
-    seconds = seconds_of(stored) or 0.0
+    status, tone = saved_text(_SAID[said], task, stored)
     return replace(
         pane,
         facts=(_facts(a), _facts(b)),
         can_vote=False,
         can_undo=True,
-        status=f"{_SAID[said]}. Saved after {seconds:.0f} s.{_agreed(task, stored.ranking)}",
-        tone="good",
+        can_go_on=True,
+        is_blind=None,
+        status=f"{status}{_agreed(task, stored.ranking)}",
+        tone=tone,
     )
 
 
@@ -231,14 +247,18 @@ def restore(studio: Studio, person: Person) -> Pane:
     """What a page shows when it is opened: the pair that waits for this person's vote, if any."""
     task = studio.store.open_task(person.name, "pair")
     if task is not None and not task.unfinished and not _is_met(studio, person, task):
-        return replace(show(studio, person, task), status="This pair waits for your vote.")
+        pane = replace(show(studio, person, task), drawn=_is_drawn(task))
+        return replace(pane, status=f"This pair waits for your vote. {pane.status}")
     return Pane(can_undo=studio.store.last(person.name, "pair") is not None)
 
 
 def _is_met(studio: Studio, person: Person, task: Task) -> bool:
     """Whether its prompt came out of the pool again, and was judged so, after it was left open."""
-    from_pool = task.prompt_source.startswith("pool:")
-    return from_pool and task.prompt_sha256 in studio.store.judged_prompts(person.name)
+    return _is_drawn(task) and task.prompt_sha256 in studio.store.judged_prompts(person.name)
+
+
+def _is_drawn(task: Task) -> bool:
+    return task.prompt_source.startswith("pool:")
 
 
 def compare_turn(
@@ -268,12 +288,32 @@ def compare_turn(
             row = item[0]
             yield replace(pane, texts=(turn.row.text, row.text), status=f"{row.adapter} answers.")
     except UserError:
-        yield replace(pane, status="Not answered.", tone="bad")
+        yield replace(pane, status="Not answered.", tone="bad", can_go_on=True)
         raise
     if row is None or row.finish is None:
         raise ConfigError("The answer did not end. Ask again.")
     task = make_task(studio, person, "pair", asks, [turn.row, row], source="chat", blind=False)
-    yield show(studio, person, task)
+    pane = show(studio, person, task)
+    yield replace(
+        pane, status=f"You know A from Chat. {pane.status}" if pane.can_vote else pane.status
+    )
+
+
+def carry(pane: Pane, before: Pane, box: bool) -> Pane:
+    """A pane to be shown, and what outlasts the pair on it.
+
+    The Blind box says of a pair that waits for a vote what is stored of it; then what it said.
+
+    Args:
+        pane: to be shown.
+        before: shown until now.
+        box: what the Blind box says now.
+    """
+    wish = box if before.wish is None else before.wish
+    pane = replace(pane, drawn=before.drawn)
+    if pane.is_blind is None or pane.is_blind == wish:
+        return replace(pane, box=None if before.wish is None else wish, wish=None)
+    return replace(pane, box=pane.is_blind, wish=wish)
 
 
 # -- words --------------------------------------------------------------------------------------

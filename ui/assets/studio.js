@@ -35,7 +35,9 @@
     Digit9: "cmp-bad", Numpad9: "cmp-bad",
   };
   const SHIFTED = { Digit1: "cmp-a-much", Digit2: "cmp-b-much" };
-  const LETTERS = { s: "cmp-skip", u: "cmp-undo", n: "cmp-next" };
+  // Where prompts are drawn, the next one is drawn once this one is judged or skipped.
+  const another = () => (visible(document.getElementById("cmp-another")) ? "cmp-another" : "cmp-next");
+  const LETTERS = { s: () => "cmp-skip", u: () => "cmp-undo", n: another };
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
@@ -52,7 +54,7 @@
     }
     if (!visible(document.getElementById("cmp-votes"))) return;
     keys.cmp = (keys.cmp || 0) + 1;
-    const id = event.shiftKey ? SHIFTED[event.code] : COMPARE[event.code] || LETTERS[event.key.toLowerCase()];
+    const id = event.shiftKey ? SHIFTED[event.code] : COMPARE[event.code] || LETTERS[event.key.toLowerCase()]?.();
     if (id && press(id)) event.preventDefault();
   });
 
@@ -63,7 +65,7 @@
   });
 
   const SHORTCUTS = [
-    ["Compare", [["1 / 2", "A or B is better"], ["Shift+1 / Shift+2", "much better"], ["0", "tie"], ["9", "both bad"], ["S", "skip"], ["U", "undo the saved vote"], ["N", "ask both again"]]],
+    ["Compare", [["1 / 2", "A or B is better"], ["Shift+1 / Shift+2", "much better"], ["0", "tie"], ["9", "both bad"], ["S", "skip"], ["U", "undo the saved vote"], ["N", "next prompt of the pool; ask both again"]]],
     ["Rank", [["A \u2026 I", "next best answer"], ["=", "tie with the one before"], ["Backspace", "take the last back"], ["Enter", "save (the last answer falls into place)"], ["X", "all bad"], ["S", "skip"], ["F", "flags (N where F is an answer)"], ["U", "undo the saved ranking"]]],
     ["Everywhere", [["/", "type a prompt"], ["Esc", "leave the field"], ["?", "this list"]]],
   ];
@@ -136,9 +138,25 @@
     clearTimeout(fading);
     fading = setTimeout(() => { toast.textContent = ""; }, 8000);
   };
-  const ask = window.fetch;
+  // A server that is gone, or a proxy without one behind it. The page looks until it is back; what
+  // happens then to a page that is older than the server, is told above.
+  const ask = window.fetch, GONE = [502, 503, 504], AGAIN_MS = 1500;
+  let lost = false;
+  const lose = (is) => {
+    if (is === lost) return;
+    lost = is;
+    document.body.classList.toggle("studio-lost", is);
+    live.textContent = is ? "Connection lost. Trying again." : "Connected again.";
+    if (is) look();
+  };
+  const look = () => setTimeout(() =>
+    ask("gradio_api/app_id", { cache: "no-store", signal: AbortSignal.timeout(4000) })
+      .then((answer) => (GONE.includes(answer.status) ? look() : lose(false)), look), AGAIN_MS);
   window.fetch = async (...call) => {
-    const answer = await ask(...call);
+    let answer;
+    try { answer = await ask(...call); }
+    catch (error) { if (error.name !== "AbortError") lose(true); throw error; }
+    if (GONE.includes(answer.status)) lose(true);
     if (answer.status >= 400 && new URL(answer.url).pathname.endsWith("/run/predict"))
       answer.clone().json().then((told) => complain(told.error || told.detail || "That went wrong; the log of the server says why."), () => {});
     return answer;

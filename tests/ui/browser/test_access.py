@@ -1,6 +1,7 @@
 """Widths, targets, focus, announcements, and the list of shortcuts."""
 
 import re
+from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, expect
@@ -127,6 +128,74 @@ def test_whoever_tabs_sees_where_they_are(visit: Visit, fake: Served) -> None:
         assert len({focus["what"] for focus in seen}) > 5
         lost = [focus for focus in seen if focus["outline"] < 2 or not focus["shown"]]
         assert lost == [], tab
+
+
+# Colours as they are painted: of the border of a box without its tick, of what is around it and of
+# what is in it. A ratio is that of WCAG 2.2.
+BORDERS = """nodes => nodes.filter(node => node.checkVisibility()).map(node => {
+  const pen = new OffscreenCanvas(1, 1).getContext('2d');
+  const paint = (colour) => { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); };
+  const light = () => [...pen.getImageData(0, 0, 1, 1).data.slice(0, 3)].map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const around = [];
+  for (let up = node.parentElement; up; up = up.parentElement) around.unshift(up);
+  const ticked = node.checked;
+  node.checked = false;
+  const style = getComputedStyle(node), painted = {};
+  paint('white');
+  around.forEach(each => paint(getComputedStyle(each).backgroundColor));
+  painted.around = light();
+  paint(style.backgroundColor);
+  painted.inside = light();
+  paint(style.borderTopColor);
+  const border = light(), drawn = style.borderTopStyle === 'solid' && style.appearance === 'none';
+  node.checked = ticked;
+  const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  return {
+    what: `${node.type} ${(node.closest('label, [id]') || node).textContent.trim()}`,
+    width: drawn ? parseFloat(style.borderTopWidth) : 0,
+    ratio: Math.min(ratio(border, painted.around), ratio(border, painted.inside)),
+  };
+})"""
+BOXES = "input[type=checkbox], input[type=radio]"
+LEAST_RATIO = 3.0  # WCAG 1.4.11
+
+
+def faint(me: Visitor) -> list[dict[str, Any]]:
+    """Visible boxes whose edge can hardly be seen without their tick."""
+    # A chosen radio has a label of another colour, and cannot be unticked.
+    found = me.at(f":is({BOXES}):not([type=radio]:checked)").evaluate_all(BORDERS)
+    return [box for box in found if box["width"] < 1 or box["ratio"] < LEAST_RATIO]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_an_unticked_box_can_be_seen(visit: Visit, fake: Served, theme: str) -> None:
+    me = visit(fake, query=f"/?__theme={theme}")
+    me.page.add_style_tag(content="* { transition: none !important; }")
+    me.tab("Compare")
+    expect(me.at("#cmp-blind")).to_be_visible()
+    assert faint(me) == []
+    me.tab("Rank")
+    me.wait_for_ranking()
+    me.press("f")
+    me.page.get_by_role("button", name="What is ranked").click()
+    expect(me.at("#rank-active")).to_be_visible()
+    assert me.at(".rk-flags input[type=checkbox]").count() > 3
+    assert faint(me) == []
+    me.tab("Retrain")
+    me.at("#train-more").get_by_role("button").click()
+    expect(me.at("#train-force")).to_be_visible()
+    expect(me.at("#train-scope input[type=radio]")).to_have_count(3)
+    assert faint(me) == []
+    me.press("Shift+?")
+    expect(me.at("#studio-help input[type=checkbox]")).to_be_visible()
+    assert faint(me) == []
+    me.at("#studio-help input").evaluate(
+        "box => { box.style.borderColor = 'rgb(128 128 128 / 0.2)'; }"
+    )
+    assert len(faint(me)) == 1, "and one that cannot be seen is found"
+    me.press("Escape")
 
 
 def test_what_was_saved_is_announced(me: Visitor) -> None:

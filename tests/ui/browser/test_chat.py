@@ -1,11 +1,15 @@
 """Chat: streaming and stop on the real model; retry, undo, edit, like on the fake one."""
 
+from threading import Event
+from unittest.mock import patch
+
 import pytest
 from playwright.sync_api import expect
 
 from tests.ui.browser.conftest import Visit
 from tests.ui.browser.people import Visitor, quiet_for, timely, wait_until
 from tests.ui.browser.serving import Served
+from tests.ui.fakes import score_of
 
 pytestmark = pytest.mark.ui
 
@@ -160,6 +164,9 @@ def test_a_new_dialogue_ends_the_answer_of_the_old_one_and_keeps_what_is_typed(
 
 
 def test_an_answer_is_compared_with_another_ones(me: Visitor) -> None:
+    blind = me.page.get_by_role("checkbox", name="Blind")
+    me.tab("Compare")
+    blind.check()
     me.new_dialogue()
     me.chat("Tell of the sailor.")
     answer = latest(me)
@@ -169,6 +176,8 @@ def test_an_answer_is_compared_with_another_ones(me: Visitor) -> None:
     expect(me.at("#cmp-a")).to_be_enabled()
     expect(me.at("#cmp-facts-a")).to_contain_text("quick/policy")
     expect(me.at("#cmp-facts-b")).to_contain_text("quick/sft")
+    expect(me.at("#cmp-status")).to_contain_text("You know A from Chat.")
+    expect(blind).not_to_be_checked()
     me.press("2")
     (vote,) = me.wait_for_votes(1)
     assert [vote.task.response(group[0]).adapter for group in vote.judgement.ranking] == [
@@ -176,6 +185,56 @@ def test_an_answer_is_compared_with_another_ones(me: Visitor) -> None:
         "quick/policy",
     ]
     assert not vote.judgement.blind
+    expect(blind).to_be_checked()
+    assert me.ask_both("Tell of the sail.").blind
+    expect(me.at("#cmp-facts-a, #cmp-facts-b")).to_have_text(["", ""])
+    me.press("s")
+
+
+@pytest.mark.parametrize("answers", [4, 1])
+def test_the_best_of_several_answers_is_shown(me: Visitor, fake: Served, answers: int) -> None:
+    me.new_dialogue()
+    if not me.at("#chat-sampling-best-of input").is_visible():
+        me.page.get_by_role("button", name="Sampling").first.click()
+    me.at("#chat-sampling-best-of input").fill(str(answers))
+    me.at("#chat-sampling-best-of input").blur()
+    before = len(fake.engine.asked)
+    me.chat("Tell of the storm lamp.")
+    drawn = [ask for ask in fake.engine.asked[before:] if len(ask.messages) == 1]
+    drawn = [ask for ask in drawn if ask.messages[0]["content"] == "Tell of the storm lamp."]
+    assert len(drawn) == answers
+    scores = {fake.engine.answer(ask): score_of(fake.engine.answer(ask)) for ask in drawn}
+    assert len(scores) == answers, "different ones"
+    best = max(scores, key=lambda text: scores[text])
+    assert latest(me) == best
+    expect(me.at("#chat-status")).to_contain_text(f"reward {scores[best]:+.2f}")
+    if answers > 1:
+        expect(me.at("#chat-status")).to_contain_text(f"the best of {answers} by reward")
+    me.page.get_by_role("button", name="Like", exact=True).click()
+    (liked,) = me.wait_for_votes(1)
+    (stored,) = liked.task.responses
+    assert (stored.text, stored.rm_score) == (best, scores[best])
+
+
+def test_the_best_of_several_answers_of_the_real_model_is_shown(
+    visit: Visit, real_server: Served
+) -> None:
+    me = visit(real_server)
+    me.page.get_by_role("button", name="Sampling").first.click()
+    me.at("#chat-sampling-best-of input").fill("5")
+    me.at("#chat-sampling").get_by_label("Seed").fill("7")
+    engine = real_server.engine
+    with patch.object(engine, "stream", wraps=engine.stream) as drawn:
+        me.chat("Please describe a telescope.")
+    (asks,) = [call.args[0] for call in drawn.call_args_list if len(call.args[0]) == 5]
+    rows = list(engine.stream(asks, who="test", cancel=Event()))[-1]
+    best = max(rows, key=lambda row: row.score)
+    me.page.get_by_role("button", name="Like", exact=True).click()
+    (liked,) = me.wait_for_votes(1)
+    (stored,) = liked.task.responses
+    assert len({row.text for row in rows}) > 1
+    assert (stored.text, stored.rm_score) == (best.text, best.score)
+    assert latest(me).split() == best.text.split()
 
 
 def test_copy_gives_the_answer_as_it_was_written(visit: Visit, fake: Served) -> None:

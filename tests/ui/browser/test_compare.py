@@ -7,6 +7,7 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+from lora_rlhf.preferences.counting import is_too_fast
 from tests.ui.browser.conftest import Visit
 from tests.ui.browser.people import Visitor, quiet_for, shown, wait_until
 from tests.ui.browser.serving import Served
@@ -68,6 +69,76 @@ def test_every_key_says_what_its_button_says(me: Visitor) -> None:
         expect(me.at("#cmp-a")).to_be_disabled()
         me.press("n")
         expect(me.at("#cmp-a")).to_be_enabled()
+
+
+def choose_pool(me: Visitor, option: str) -> None:
+    """By mouse, where prompts come from."""
+    me.at("#cmp-source input").click()
+    me.page.get_by_role("option", name=option).click()
+
+
+def test_the_pool_draws_a_prompt_when_it_is_chosen_and_one_after_each_vote(
+    visit: Visit, fake: Served
+) -> None:
+    me = visit(fake, tab="Compare")
+    following = me.at("#cmp-another")
+    expect(following).to_be_hidden()
+    choose_pool(me, "held-out prompts")
+    seen = []
+    for go_on in (lambda: me.press("n"), following.click, lambda: None):
+        expect(me.at("#cmp-a")).to_be_enabled()
+        task = me.open_task("pair")
+        assert task.prompt_source.startswith("pool:heldout#")
+        expect(me.at("#cmp-prompt")).to_have_text(task.prompt[0]["content"])
+        seen.append(task.prompt_sha256)
+        expect(following).to_have_text("N \u00b7 Next")
+        expect(following).to_be_disabled()  # a pair that was not judged is not thrown away
+        with quiet_for(me):
+            me.press("n")
+        me.press("1")  # chosen by mouse, the list does not keep the keys
+        me.wait_for_votes(len(seen))
+        expect(following).to_be_enabled()
+        expect(following).to_be_in_viewport()
+        go_on()
+    assert len(set(seen)) == 3
+    choose_pool(me, "my own prompt")
+    expect(following).to_be_hidden()
+    me.ask_both("Tell of the bridge.")
+    me.press("n")  # asks both again
+    expect(me.at("#cmp-prompt")).to_have_text("Tell of the bridge.")
+
+
+def test_a_drawn_pair_is_there_after_a_reload_with_its_way_on(visit: Visit, fake: Served) -> None:
+    me = visit(fake, tab="Compare")
+    choose_pool(me, "held-out prompts")
+    expect(me.at("#cmp-a")).to_be_enabled()
+    task = me.open_task("pair")
+    me.open()
+    expect(me.at("#cmp-a")).to_be_enabled()
+    expect(me.at("#cmp-source input")).to_have_value("held-out prompts")
+    expect(me.at("#cmp-box")).to_be_hidden()
+    me.press("2")
+    assert me.wait_for_votes(1)[0].task.task_id == task.task_id
+    me.press("n")
+    expect(me.at("#cmp-a")).to_be_enabled()
+    assert me.open_task("pair").task_id != task.task_id
+
+
+def test_a_vote_faster_than_reading_is_told_where_it_was_given(me: Visitor) -> None:
+    me.tab("Compare")
+    me.ask_both("Tell of the stair.")
+    me.press("1")
+    (vote,) = me.wait_for_votes(1)
+    assert is_too_fast(vote.task, vote.judgement)
+    expect(me.at("#cmp-status")).to_contain_text("left out of training")
+    me.press("n")
+    expect(me.at("#cmp-a")).to_be_enabled()
+    me.page.wait_for_timeout(5000)  # of 28 words: 1.4 s, by a clock that may start late
+    me.press("2")
+    slow = me.wait_for_votes(2)[-1]
+    assert not is_too_fast(slow.task, slow.judgement)
+    expect(me.at("#cmp-status")).to_contain_text("B is better. Saved after")
+    expect(me.at("#cmp-status")).not_to_contain_text("left out")
 
 
 def test_undo_takes_the_vote_back_and_shows_its_pair_again(me: Visitor) -> None:

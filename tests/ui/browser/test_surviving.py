@@ -14,6 +14,14 @@ from tests.ui.browser.serving import InLine, Served, free_port, start, stop
 pytestmark = pytest.mark.ui
 
 LONGEST_STOP = 5.0  # seconds, with a page open
+BROKEN = [  # what a console says of a server that is away
+    "ERR_CONNECTION",
+    "ERR_INCOMPLETE",
+    "ERR_INTERNET_DISCONNECTED",
+    "Failed to fetch",
+    "network error",
+    "Server stopped unexpectedly",
+]
 
 
 def begin_both(me: Visitor) -> tuple[str, str]:
@@ -59,6 +67,51 @@ def test_a_reload_in_the_middle_loses_nothing(visit: Visit, fake: Served) -> Non
     finish_both(me, *ids)
 
 
+def dot(me: Visitor) -> str:
+    """Colour of the sign that says how the server is."""
+    colour = "dot => getComputedStyle(dot).backgroundColor"
+    return str(me.at("#studio-bar .dot").evaluate(colour))
+
+
+def test_a_page_without_its_server_says_so_until_it_is_back(visit: Visit, tmp_path: Path) -> None:
+    port, store = free_port(), tmp_path / "rankings.db"
+    served = start(InLine(), store, tmp_path, port=port)
+    try:
+        me = visit(served)
+        me.heard.expected += BROKEN
+        bar, green = me.at("#studio-bar"), dot(me)
+        expect(bar.get_by_text("ready", exact=True)).to_be_visible()
+        expect(bar.get_by_text("connection lost")).to_be_hidden()
+        stop(served)
+        expect(bar.get_by_text("connection lost")).to_be_visible()
+        expect(bar.get_by_text("ready", exact=True)).to_be_hidden()
+        assert dot(me) != green
+        served = start(InLine(), store, tmp_path, port=port)
+        me.served = served
+        expect(bar.get_by_text("ready", exact=True)).to_be_visible()
+        expect(bar.get_by_text("connection lost")).to_be_hidden()
+        assert dot(me) == green
+    finally:
+        stop(served)
+
+
+def test_a_page_that_was_cut_off_for_a_while_goes_on(visit: Visit, fake: Served) -> None:
+    me = visit(fake)
+    me.heard.expected += BROKEN
+    bar = me.at("#studio-bar")
+    me.context.set_offline(True)
+    expect(bar.get_by_text("connection lost")).to_be_visible()
+    expect(me.at("#studio-live")).to_contain_text("Connection lost.")
+    me.page.evaluate("window.isOld = true")
+    me.context.set_offline(False)
+    me.page.wait_for_function("!window.isOld")  # by itself
+    expect(bar.get_by_text("ready", exact=True)).to_be_visible()
+    expect(bar.get_by_text("connection lost")).to_be_hidden()
+    assert me.name
+    me.tab("Compare")
+    me.ask_both("Tell of the island.")
+
+
 def test_a_restart_in_the_middle_loses_nothing(
     visit: Visit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -68,13 +121,7 @@ def test_a_restart_in_the_middle_loses_nothing(
         me = visit(served)
         name = me.name
         ids = begin_both(me)
-        me.heard.expected += [
-            "ERR_CONNECTION",
-            "ERR_INCOMPLETE",
-            "Failed to fetch",
-            "network error",
-            "Server stopped unexpectedly",
-        ]
+        me.heard.expected += BROKEN
         old = me.page.evaluate("window.gradio_config.app_id")
         began = time.monotonic()
         stop(served)
