@@ -37,6 +37,9 @@ def look() -> dict[str, Any]:
             block_title_text_color_dark="*neutral_300",
             block_title_padding="0",
             block_title_text_weight="500",
+            # 4.5:1 for small print (WCAG 1.4.3).
+            body_text_color_subdued="*neutral_500",
+            block_info_text_color="*neutral_500",
             # An unticked box is a box: 3:1 against what is around it and in it (WCAG 1.4.11).
             checkbox_border_color="*neutral_500",
             checkbox_border_color_dark="*neutral_300",

@@ -5,10 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, get_args
 
-import gradio as gr
 import pytest
 
 from lora_rlhf.data.records import prompt_key, user
@@ -25,7 +23,6 @@ from ui.comparing import (
     Pane,
     Vote,
     ask_both,
-    carry,
     compare_turn,
     restore,
     show,
@@ -33,15 +30,12 @@ from ui.comparing import (
     vote,
 )
 from ui.people import Person
-from ui.retraining import Wishes, choose
 from ui.studio import Studio
-from ui.tabs.compare import layout, updates
+from ui.tabs.compare import updates
 from ui.tasks import JudgedAlready, Refused, again, as_shown, make_task
 
 POLICY, SFT, BASE = "quick/policy", "quick/sft", "base"
 PAGE = "page"
-RUN = Path("runs/quick")
-WISHES = Wishes("quick")
 NO_CLIENT = ""
 # What would tell who answers, or how well; no prompt and no answer of the fake has these in it.
 TELLING = (POLICY, SFT, "policy", "sft", "quick", "reward", "KL", "token", "nats")
@@ -71,11 +65,8 @@ def sent_to_browser(pane: Pane) -> str:
     """Every value that the tab's components get, as text; the first one stays on the server."""
     shown = []
     for value in updates(pane)[1:]:
-        if isinstance(value, str):
-            shown.append(value)
-        else:  # a component, or the news that there is none
-            sent = value if isinstance(value, dict) else value.get_config()
-            shown.append(json.dumps(sent, default=repr))
+        sent = value if isinstance(value, str | dict) else value.get_config()
+        shown.append(json.dumps(sent, default=repr))
     return "\n".join(shown)
 
 
@@ -333,18 +324,6 @@ def test_each_vote_is_stored_as_what_it_says(
     assert counts_for_win_rate(found) == (said != "skip")
 
 
-@pytest.mark.parametrize(("said", "is_left_out"), [("a", True), ("b_much", True), ("skip", False)])
-def test_a_vote_that_is_too_fast_to_train_on_says_so(
-    studio: Studio, ana: Person, ask: Callable[..., Pane], said: Any, is_left_out: bool
-) -> None:
-    after = vote(studio, ana, ask(), said, '{"ms": 400}')  # of 25 words
-    removed = choose(studio.judged(), WISHES, studio.engine.prompts_of(RUN)).removed
-    assert ("faster than anybody reads" in removed) == is_left_out
-    assert ("faster than it can be read: left out of training" in after.status) == is_left_out
-    assert after.tone == ("bad" if is_left_out else "good")
-    assert "Saved after 0 s" in after.status
-
-
 @pytest.mark.parametrize("said", ["", "c", "A", "decided", "a_muchmuch"])
 def test_what_is_no_vote_is_refused(
     studio: Studio, ana: Person, ask: Callable[..., Pane], said: Any
@@ -564,57 +543,6 @@ def test_a_turn_is_compared_with_another_adapters_answer(
     after = vote(studio, ana, panes[-1], "b", NO_CLIENT)
     assert "reward model" not in after.status  # two reward models scored the two
     assert studio.judged()[0].judgement.scores_visible
-
-
-def test_the_blind_box_says_what_is_stored_of_the_pair_and_then_what_it_said(
-    studio: Studio, ana: Person, ask: Callable[..., Pane]
-) -> None:
-    *_, last = compare_turn(studio, ana, PAGE, Talk((whole_turn(),)), SFT)
-    assert last.status.startswith("You know A from Chat.")
-    named = carry(last, Pane(), box=True)
-    assert named.box is task_of(studio, named).blind is False
-    box = updates(named)[-1]
-    assert (box.value, box.interactive) == (False, False)
-    *_, last = compare_turn(studio, ana, PAGE, Talk((whole_turn("Hm"),)), SFT)
-    named = carry(last, named, box=False)  # another one, before any vote on the first
-    after = carry(vote(studio, ana, named, "a", NO_CLIENT), named, box=False)
-    box = updates(after)[-1]
-    assert (box.value, box.interactive) == (True, True)
-    assert carry(after, after, box=True).box is None  # left alone from then on
-    again = carry(undo(studio, ana), after, box=True)
-    assert again.box is False
-    asked = carry(ask(), again, box=False)
-    assert (asked.box, asked.wish) == (True, None)
-    blind = carry(asked, Pane(), box=False)  # as by Undo, for somebody who has unticked it since
-    assert (blind.box, blind.facts) == (True, ("", ""))
-
-
-def test_a_box_that_agrees_with_the_pair_is_left_alone(
-    studio: Studio, ask: Callable[..., Pane]
-) -> None:
-    for blind in (True, False):
-        pane = carry(ask(blind=blind), Pane(), box=blind)
-        assert (pane.box, pane.wish) == (None, None)
-        assert updates(pane)[-1] == gr.skip()
-        assert ("Not blind" in pane.status) == (not blind)
-
-
-def test_the_next_prompt_of_the_pool_comes_after_the_vote(
-    studio: Studio, ana: Person, ask: Callable[..., Pane]
-) -> None:
-    def button(pane: Pane) -> tuple[bool, bool]:
-        return layout(pane)[-1].visible, updates(pane)[-2].interactive
-
-    before = Pane(drawn=True)
-    pane = carry(ask(source=POOL), before, box=True)
-    assert button(pane) == (True, False)
-    back = restore(studio, ana)
-    assert back.drawn
-    assert layout(back)[0].value == POOL
-    assert button(carry(vote(studio, ana, pane, "a", NO_CLIENT), pane, box=True)) == (True, True)
-    typed = carry(ask(), Pane(), box=True)
-    assert button(typed)[0] is False
-    assert not restore(studio, ana).drawn
 
 
 def test_what_cannot_be_compared_is_said(studio: Studio, ana: Person) -> None:

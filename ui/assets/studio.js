@@ -65,7 +65,7 @@
   });
 
   const SHORTCUTS = [
-    ["Compare", [["1 / 2", "A or B is better"], ["Shift+1 / Shift+2", "much better"], ["0", "tie"], ["9", "both bad"], ["S", "skip"], ["U", "undo the saved vote"], ["N", "next prompt of the pool; ask both again"]]],
+    ["Compare", [["1 / 2", "A or B is better"], ["Shift+1 / Shift+2", "much better"], ["0", "tie"], ["9", "both bad"], ["S", "skip"], ["U", "undo the saved vote"], ["N", "next held-out prompt, or ask both again"]]],
     ["Rank", [["A \u2026 I", "next best answer"], ["=", "tie with the one before"], ["Backspace", "take the last back"], ["Enter", "save (the last answer falls into place)"], ["X", "all bad"], ["S", "skip"], ["F", "flags (N where F is an answer)"], ["U", "undo the saved ranking"]]],
     ["Everywhere", [["/", "type a prompt"], ["Esc", "leave the field"], ["?", "this list"]]],
   ];

@@ -22,7 +22,7 @@ _BUTTONS: list[tuple[Vote, str, str]] = [
     ("b", "2 \u00b7 B", "cmp-b"),
     ("b_much", "B much better", "cmp-b-much"),
 ]
-_ASK, _DRAW = "Ask both", "Draw another prompt"
+_ASK, _DRAW = "Ask both", "Draw another"
 _BLIND = "hide who answers until you vote"
 _OVERRULED = {False: "off for this pair: it shows who answers", True: "on for this pair"}
 _BLUR = "(...sent) => { document.activeElement?.blur(); return sent; }"  # for the voting keys
@@ -199,7 +199,7 @@ def _wire_asking(
         yield *layout(now), *updates(now)
         if now.drawn and not waits:
             for step in ask(request, now, blind, text, source, *more):
-                yield *layout(now), *step
+                yield *(gr.skip() for _ in asking), *step
 
     def on_stop(request: gr.Request) -> None:
         studio.stop(person_of(request).name, f"compare/{page_of(request)}")
