@@ -27,9 +27,9 @@ def table(head: Sequence[str], rows: Sequence[str], kind: str) -> str:
         return ""
     top = "".join(f"<th>{escape(h)}</th>" for h in head)
     header = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return (
-        f"<div class=wide><table class={kind}>{header}<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    # Quoted: a kind may be two classes.
+    body = f"<tbody>{''.join(rows)}</tbody>"
+    return f'<div class=wide><table class="{kind}">{header}{body}</table></div>'
 
 
 def result_table(rows: Sequence[Row]) -> str:

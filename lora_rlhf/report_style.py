@@ -51,6 +51,7 @@ th { text-align: left; font-size: .8rem; font-weight: 600; color: var(--soft);
 th, td { padding: 5px 16px 5px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 .results td:first-child { font-weight: 600; } .results td:nth-child(2) { white-space: nowrap; }
 .results td:last-child { color: var(--soft); font-size: .85rem; }
+.tax td small { display: block; }
 .numbers td:not(:first-child), .numbers th:not(:first-child) { text-align: right;
   white-space: nowrap; }
 .probes td:nth-child(2), .probes td:nth-child(3) { text-align: right; white-space: nowrap; }

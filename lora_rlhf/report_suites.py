@@ -10,6 +10,11 @@ from lora_rlhf.results import arm_name
 
 Json = dict[str, Any]
 
+_DIRECTIONS = (
+    "Higher is better but for perplexity, bits_per_byte, likelihood_diff, over_refusal and the "
+    "marks of people (flags); pct_stereotype is best at one half."
+)
+
 
 def suites_section(suites: Json) -> str:
     """A row a task and metric, a column an arm, the first of which the rest are held against."""
@@ -28,7 +33,7 @@ def suites_section(suites: Json) -> str:
     head = ("", *(arm_name(arm) for arm in arms))
     words = (
         f"Small: 95% intervals over documents. ▲ and ▼: the interval lies above or below that of "
-        f"{arm_name(arms[0])}; higher is better but for perplexity and refusals of safe prompts."
+        f"{arm_name(arms[0])}. {_DIRECTIONS}"
     )
     seconds = suites.get("seconds", {})
     if seconds:
@@ -48,8 +53,10 @@ def _cell(share: Json | None, first: Json | None, is_first: bool) -> str:
 
 
 def _figure(value: float) -> str:
-    """Shares in as many digits as their neighbours."""
-    return f"{value:.3f}" if abs(value) <= 1 else plain_number(value)
+    """Shares in as many digits as their neighbours; what would be 0.000 and is not, in one."""
+    if value == 0.0 or 5e-4 <= abs(value) <= 1.0:
+        return f"{value:.3f}"
+    return plain_number(value)
 
 
 def _skipped(suites: Json) -> str:

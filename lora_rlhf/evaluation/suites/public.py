@@ -8,24 +8,29 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from rich import box
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.table import Table
 
+from lora_rlhf.charts import plain_number
 from lora_rlhf.errors import ConfigError, DataError, PreferenceError
 from lora_rlhf.evaluation.suites import flags
 from lora_rlhf.evaluation.suites.engine import Engine
 from lora_rlhf.evaluation.suites.files import data_folder
 from lora_rlhf.evaluation.suites.tasks import Setting, tasks_of
+from lora_rlhf.results import arm_name
 from lora_rlhf.runs import Json
 from lora_rlhf.training.session import Session
 
 FOLDER = "suites"
 _FEWEST = 2  # documents that an interval can be had from
+_NAMES, _CELL = 21, 17  # columns of a terminal: the metrics' names; figures with their padding
 
 
 class Arm(Protocol):
@@ -194,23 +199,55 @@ def _in_words(found: Json) -> str:
     if not found:
         return "nothing"
     metric, arms = next(iter(found.items()))
-    return f"{metric} " + ", ".join(f"{arm} {share['value']:.3f}" for arm, share in arms.items())
+    return f"{metric} " + ", ".join(
+        f"{arm} {figure(share['value'])}" for arm, share in arms.items()
+    )
 
 
-def suite_table(results: Json) -> Table:
-    """A line a metric, a column an arm: value and interval."""
-    arms = list(dict.fromkeys(a for m in results["tasks"].values() for s in m.values() for a in s))
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("task")
-    table.add_column("metric")
+@dataclass(frozen=True)
+class SuiteTable:
+    """A line a metric with its interval below, a column an arm; more tables where they are many.
+
+    Attributes:
+        results: as `run_suite` returns them.
+    """
+
+    results: Json
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """As many arms in a table as the terminal is wide."""
+        tasks = self.results["tasks"]
+        arms = list(dict.fromkeys(a for m in tasks.values() for s in m.values() for a in s))
+        fit = max(1, (options.max_width - _NAMES) // _CELL)
+        for start in range(0, len(arms), fit):
+            yield _table(tasks, arms[start : start + fit])
+
+
+def suite_table(results: Json) -> SuiteTable:
+    """The figures for a terminal of any width."""
+    return SuiteTable(results)
+
+
+def _table(tasks: Json, arms: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("")
     for arm in arms:
-        table.add_column(escape(arm), justify="right")
-    for task, metrics in results["tasks"].items():
-        for number, (metric, shares) in enumerate(metrics.items()):
+        table.add_column(escape(arm_name(arm)), justify="right", overflow="fold")
+    for task, metrics in tasks.items():
+        table.add_row(f"[b]{escape(task)}[/b]")
+        for metric, shares in metrics.items():
             cells = [_cell(shares[arm]) if arm in shares else "" for arm in arms]
-            table.add_row(task if number == 0 else "", metric, *cells)
+            table.add_row(f"  {escape(metric)}", *cells)
     return table
 
 
 def _cell(share: Json) -> str:
-    return f"{share['value']:.3f} [dim]{share['low']:.3f} to {share['high']:.3f}[/dim]"
+    value, low, high = (figure(share[key]) for key in ("value", "low", "high"))
+    return f"{value}\n[dim]{low} to {high}[/dim]"
+
+
+def figure(value: float) -> str:
+    """Shares in three decimals, however small; other numbers in three digits."""
+    if value == 0.0 or 5e-4 <= abs(value) <= 1.0:
+        return f"{value:.3f}"
+    return plain_number(value)
