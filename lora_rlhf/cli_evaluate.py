@@ -178,7 +178,7 @@ def show_win_rates(console: "Console", found: "Json") -> None:
     from rich.table import Table
 
     from lora_rlhf import display
-    from lora_rlhf.results import Row, arm_name, judge_name, percent
+    from lora_rlhf.results import Row, arm_name, judge_name, percent, reliability
 
     for judge in dict.fromkeys(win["judge"] for win in found["win_rates"]):
         console.print(f"\nby {judge_name(judge)}:", markup=False, soft_wrap=True)
@@ -199,9 +199,11 @@ def show_win_rates(console: "Console", found: "Json") -> None:
                 str(win["ties"]),
             )
         console.print(table)
+        for sentence in reliability(found["win_rates"], judge):
+            console.print(sentence, markup=False, soft_wrap=True)
     if not found["win_rates"]:
         console.print("Nobody has compared these arms yet: lora-rlhf ui", markup=False)
-    needed = max((win["prompts_needed_55"] for win in found["win_rates"]), default=0)
+    needed = max((win["prompts_needed_55"] or 0 for win in found["win_rates"]), default=0)
     if needed:
         line = f"{needed} prompts tell 55% from 50% four times out of five."
         console.print(line, style="dim", markup=False)
@@ -242,7 +244,8 @@ def show_frontier(console: "Console", found: "Json") -> None:
         for height, fit in fits.items():
             if fit is not None:
                 line = f"{law}, {height}: alpha {fit['alpha']:.3f}, beta {fit['beta']:.3f}"
-                console.print(f"{line}, R2 {fit['r2']:.3f}", style="dim", markup=False)
+                line += f", R2 {fit['r2']:.3f} on {fit['points']} points"
+                console.print(line, style="dim", markup=False)
     console.print(found["watch"]["sentence"], markup=False, soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_rlhf.charts import span_bar
 from lora_rlhf.report_parts import note, result_table, row, table
-from lora_rlhf.results import Row, arm_name, judge_name, percent
+from lora_rlhf.results import Row, arm_name, judge_name, percent, reliability
 
 Json = dict[str, Any]
 _NEEDED = "prompts_needed_55"
@@ -21,6 +21,7 @@ def win_section(wins: Sequence[Json]) -> str:
         if judge:
             parts.append(f"<h3>Judge: {escape(judge_name(judge))}</h3>")
         parts.append(result_table([_win_row(win) for win in own]))
+        parts += [note(sentence) for sentence in reliability(own, judge)]
     if not parts:
         return ""
     words = ["Ties count half."]

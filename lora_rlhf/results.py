@@ -4,7 +4,7 @@ Imports no torch: a finished run is read in a moment.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ _JUDGES = {
 # Beyond these a win is not taken at its word: far from the reference, not stopping, or of another
 # length than before.
 _FAR_KL = 15.0
+_MUTE = 0.1  # share of replies without a verdict
 _LOW_EOS = 0.9
 _LENGTH_DRIFT = 0.2
 
@@ -89,6 +90,25 @@ def arm_name(arm: str) -> str:
 def judge_name(judge: str) -> str:
     """A person's name for a judge."""
     return _JUDGES.get(judge, judge)
+
+
+def reliability(wins: Sequence[Json], judge: str) -> list[str]:
+    """How far a judge of pairs can be believed: both orders, and replies that hold no verdict."""
+    own = [win for win in wins if win.get("judge", "") == judge and "orders_agree" in win]
+    count = sum(win["prompts"] for win in own)
+    if not count:
+        return []
+    agree = sum(win["orders_agree"] * win["prompts"] for win in own) / count
+    mute = sum(win["unreadable"] for win in own)
+    found = [f"It said the same in both orders of {percent(agree)} of pairs; else they tie."]
+    if mute:
+        share = mute / (2 * count)
+        weight = " Do not believe these win rates." if share > _MUTE else ""
+        found.append(
+            f"{mute} of {2 * count} of its replies ({percent(share)}) held no verdict and count as "
+            f"ties.{weight}"
+        )
+    return found
 
 
 def percent(share: float) -> str:

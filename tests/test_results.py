@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lora_rlhf.results import arm_name, result_rows, sample_pairs, verdict
+from lora_rlhf.results import arm_name, reliability, result_rows, sample_pairs, verdict
 from lora_rlhf.runs import Run
 from tests.fabricated import finished_run
 
@@ -99,6 +99,22 @@ def test_without_an_evaluation_the_first_look_is_paired_with_the_last(tmp_path: 
     assert pair.before.startswith("look 0")
     assert pair.after.startswith("look 60")
     assert sample_pairs(Run(tmp_path / "empty")) == []
+
+
+def test_a_judge_that_says_nothing_is_not_to_be_believed() -> None:
+    def win(judge: str, agree: float, unreadable: int) -> dict[str, Any]:
+        return {"judge": judge, "prompts": 50, "orders_agree": agree, "unreadable": unreadable}
+
+    wins = [win("mute", 0.5, 30), win("mute", 0.7, 0), win("fine", 0.9, 1), {"judge": "reward"}]
+    orders, replies = reliability(wins, "mute")
+    assert "both orders of 60% of pairs" in orders
+    assert "30 of 200 of its replies (15%)" in replies
+    assert "Do not believe" in replies
+    orders, replies = reliability(wins, "fine")
+    assert "90%" in orders
+    assert "1 of 100" in replies
+    assert "Do not believe" not in replies
+    assert reliability(wins, "reward") == []
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ human[:STORE]                   votes of the store (unset: rankings.db)
 openai:MODEL[@URL]              any server that speaks OpenAI's chat completions
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from lora_rlhf.data.records import prompt_text
 from lora_rlhf.errors import ConfigError
@@ -65,6 +67,7 @@ def parse_judge(text: str) -> JudgeSpec:
     if text == "human" or text.startswith("human:"):
         return JudgeSpec(text, "human", store=text.partition(":")[2] or STORE)
     if found := _ENDPOINT.fullmatch(text):
+        _require_url(found["url"])
         return JudgeSpec(text, "endpoint", model=found["model"], url=found["url"])
     if text in ("builtin:gold", "vader") or _FUNCTION.fullmatch(text):
         find_judge(text)
@@ -73,6 +76,16 @@ def parse_judge(text: str) -> JudgeSpec:
         f"judge: {text} is none. Allowed: reward, builtin:gold, vader, package.module:function, "
         f"human, human:STORE, openai:MODEL@URL (such as openai:gpt-4o-mini@http://localhost:8000/v1)."
     )
+
+
+def _require_url(url: str | None) -> None:
+    try:
+        parts = urlsplit(url or "https://example.org")
+        known = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # such as a bracket that is not closed, or a port that is no number
+        known = False
+    if not known:
+        raise ConfigError(f"judge: {url} is no URL. Allowed: such as http://localhost:8000/v1.")
 
 
 # -- answers one by one -------------------------------------------------------------------------
@@ -84,24 +97,44 @@ def give_utilities(
     """Put a judge's utilities into the arms, under its name.
 
     Raises:
-        ConfigError: the judge is the reward adapter, and there is none.
+        ConfigError: the judge is the reward adapter, and there is none; or a function that gives
+            what is no number.
     """
     texts = [prompt_text(p.messages) for _, p in prompts]
     if judge.kind == "reward":
         if any(not arm.scores for arm in arms):
-            raise ConfigError(
-                "judge: there is no reward adapter to judge with. Name another judge, or train a "
-                "reward model."
-            )
+            raise no_scores()
         for arm in arms:
             arm.by_judge[judge.name] = arm.scores
         return
     utility = find_judge(judge.name)
     for arm in arms:
-        found = [float(utility(t, a)) for t, a in zip(texts, arm.texts, strict=True)]
+        pairs = zip(texts, arm.texts, strict=True)
+        found = [_number(utility(t, a), judge.name, t) for t, a in pairs]
         arm.by_judge[judge.name] = found
         if judge.name == "builtin:gold":
             arm.parts = _gold_parts(texts, arm.texts)
+
+
+def no_scores() -> ConfigError:
+    """That the reward adapter cannot judge."""
+    return ConfigError(
+        "judge: there is no reward adapter to judge with. Name another one, such as --judge "
+        "builtin:gold, or train a reward model."
+    )
+
+
+def _number(value: object, judge: str, prompt: str) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(
+            f"judge: {judge} gives {value!r} for an answer to {prompt[:80]!r}. Allowed: a finite "
+            f"number for every prompt and answer, the empty answer as well."
+        )
+    return number
 
 
 def _gold_parts(prompts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
@@ -120,9 +153,12 @@ def human_outcomes(judged: Sequence[Judged], ours: ReadyArm, theirs: ReadyArm) -
     """What people said of two arms: one outcome a judgement that compares them, ties half.
 
     A ranking that compares them several times gives the mean of its pairs. Judgements count that
-    count for win rates: uniform, blind, of finished answers. Two answers called bad tie.
+    count for win rates: uniform, blind, of finished answers. Two answers called bad tie. Of two
+    arms with the same weights nobody could say which is which: there are no outcomes.
     """
-    found = []
+    found: list[Outcome] = []
+    if ours.identity == theirs.identity:
+        return found
     for each in judged:
         if not counts_for_win_rate(each):
             continue
