@@ -18,6 +18,7 @@ _DRAWS = 4000
 _REFITS = 1000
 _RIDGES = (1e-3, 0.1)  # on theta and phi
 _STEPS = 30
+_ENDS = (0.05, 0.95)  # lengths as equal as 0 must be within these quantiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ def win_rate(outcomes: Sequence[Outcome]) -> Json:
 
     Returns:
         win_rate, ci (95 %, bootstrap over prompts), prompts, ties (outcomes), length_controlled
-        (win_rate and ci; None where all answers are as long or nothing was decided) and
-        prompts_needed_55.
+        (win_rate and ci; None where `length_controlled` can say nothing) and prompts_needed_55
+        (None where all tie).
     """
     values = [o.value for o in outcomes]
     ties = sum(value == 0.5 for value in values)
@@ -66,7 +67,9 @@ def win_rate(outcomes: Sequence[Outcome]) -> Json:
         "prompts": len({o.prompt for o in outcomes}),
         "ties": ties,
         "length_controlled": length_controlled(outcomes),
-        "prompts_needed_55": prompts_needed(TOLD_APART, ties / len(values)),
+        "prompts_needed_55": (
+            prompts_needed(TOLD_APART, ties / len(values)) if ties < len(values) else None
+        ),
     }
 
 
@@ -90,20 +93,22 @@ def bootstrap_share(
 ) -> tuple[float, float]:
     """95 % percentile interval of the mean of all observations, clusters drawn with replacement.
 
-    Where every observation is 1, or every one 0, a bootstrap is a point however few there are;
+    Where all clusters have the same mean, such as 1, a bootstrap is a point however few there are;
     Wilson's interval of that many clusters is given then.
     """
     sums = torch.tensor([math.fsum(c) for c in clusters], dtype=torch.float64)
     counts = torch.tensor([float(len(c)) for c in clusters], dtype=torch.float64)
     share = float(sums.sum() / counts.sum())
-    if share in (0.0, 1.0):
+    means = sums / counts
+    # Means of equal shares differ in their last bits alone.
+    if float(means.max() - means.min()) < 1e-12:
         return wilson(share, len(clusters))
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(len(clusters), (draws, len(clusters)), generator=generator)
-    means = sums[rows].sum(-1) / counts[rows].sum(-1)
+    drawn = sums[rows].sum(-1) / counts[rows].sum(-1)
     tail = (1 - LEVEL) / 2
     quantiles = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = torch.quantile(means, quantiles).tolist()
+    low, high = torch.quantile(drawn, quantiles).tolist()
     return low, high
 
 
@@ -150,12 +155,15 @@ def length_controlled(outcomes: Sequence[Outcome]) -> Json | None:
     ridge (0.1 on phi, 0.001 on theta, as Gaussian priors) keeps separated data finite.
 
     Returns:
-        win_rate and ci; None where d does not vary, or where one arm always wins.
+        win_rate and ci; None where d does not vary, where one arm always wins, or where one arm's
+        answers are nearly always the longer ones: what would be if they were as long is then a
+        guess beyond the data.
     """
     gaps = np.array([o.longer for o in outcomes])
     values = np.array([o.value for o in outcomes])
     spread = float(gaps.std())
-    if spread == 0.0 or len(set(values.tolist())) < 2:
+    shortest, longest = np.quantile(gaps, _ENDS)
+    if spread == 0.0 or len(set(values.tolist())) < 2 or not shortest <= 0 <= longest:
         return None
     column = np.tanh(gaps / spread)
     names: dict[str, int] = {}

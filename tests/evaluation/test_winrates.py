@@ -18,6 +18,7 @@ from lora_rlhf.evaluation.winrates import (
     win_rate,
 )
 from lora_rlhf.model.generation import Answer
+from lora_rlhf.preferences.intervals import wilson
 from lora_rlhf.preferences.ratings import votes_needed
 
 
@@ -36,7 +37,8 @@ def test_an_arm_against_itself_wins_half_of_the_time():
     same = [1.0, 2.0, 3.0]
     found = win_rate(outcomes_of(["a", "b", "c"], same, same))
     assert found["win_rate"] == 0.5
-    assert found["ci"] == [0.5, 0.5]
+    # Wilson's of 3: 1.96 sqrt(0.25 / 3 + 1.96^2 / 36) / (1 + 1.96^2 / 3) to either side.
+    assert found["ci"] == pytest.approx([0.5 - 0.3747, 0.5 + 0.3747], abs=1e-4)
     assert found["ties"] == found["prompts"] == 3
 
 
@@ -74,6 +76,19 @@ def test_who_always_wins_gets_the_interval_of_as_many_prompts_and_not_a_point():
         assert (low, high) == pytest.approx((textbook.low, textbook.high), abs=1e-9)
         low, high = bootstrap_mean([0.0] * wins)
         assert (low, high) == pytest.approx((1 - textbook.high, 1 - textbook.low), abs=1e-9)
+
+
+@pytest.mark.parametrize("clusters", [[[1.0] * 6 + [0.0] * 3], [[0.5]] * 5, [[1.0, 0.0]] * 7])
+def test_alike_prompts_give_the_interval_of_as_many_and_not_a_point(clusters):
+    values = [value for cluster in clusters for value in cluster]
+    low, high = bootstrap_share(clusters)
+    assert (low, high) == wilson(sum(values) / len(values), len(clusters))
+    assert high - low > 0.3
+
+
+def test_where_all_tie_no_number_of_prompts_is_named():
+    assert win_rate(outcomes([0.5] * 5))["prompts_needed_55"] is None
+    assert win_rate(outcomes([0.5] * 4 + [1.0]))["prompts_needed_55"] == math.ceil(785 / 5)
 
 
 def test_intervals_cover_the_truth_where_prompts_differ():
@@ -176,6 +191,14 @@ def test_without_an_effect_of_length_both_figures_agree():
 def test_there_is_no_figure_at_equal_lengths_where_nothing_tells_it():
     assert length_controlled(outcomes([1, 0, 1], [5, 5, 5])) is None
     assert length_controlled(outcomes([1, 1, 1], [5, 2, 9])) is None
+
+
+@pytest.mark.parametrize(("shift", "told"), [(0, True), (1, True), (100, False), (-100, False)])
+def test_nothing_is_said_of_equal_lengths_that_were_never_near(shift, told):
+    chance = np.random.default_rng(4)
+    gaps = shift + chance.normal(size=200)
+    values = chance.integers(2, size=200).astype(float)
+    assert (length_controlled(outcomes(values, gaps)) is not None) is told
 
 
 def test_separated_data_give_a_finite_figure():
