@@ -25,8 +25,14 @@ Json = dict[str, Any]
 TRAINED_ON = "trained_on_heldout"
 """In summary.json under `retraining`: hashes of held-out prompts that the run's adapters know."""
 
-# Keys of summary.json that a stage writes besides its own name and its seconds.
-_ALSO_OF = {"reward": ("health",), "evaluate": ("win_rates", "arms", "rounds", "frontier")}
+# Keys of summary.json besides a stage's own name and seconds that do not outlive it: what it writes
+# itself, and what was measured on its adapter.
+_ALSO_OF = {
+    "sft": ("suites", "labelers"),
+    "reward": ("health", "labelers"),
+    "ppo": ("suites",),
+    "evaluate": ("win_rates", "arms", "rounds", "frontier"),
+}
 
 
 def write_atomically(path: Path, text: str) -> None:

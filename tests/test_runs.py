@@ -152,6 +152,23 @@ def test_forgetting_drops_the_named_stages_alone(run: Run) -> None:
     assert names(run.path) == ["sft", "summary.json"]
 
 
+@pytest.mark.parametrize(
+    ("stages", "kept"),
+    [
+        (["sft", "reward", "ppo", "evaluate"], set()),
+        (["reward", "ppo", "evaluate"], set()),
+        (["ppo", "evaluate"], {"labelers"}),
+        (["evaluate"], {"labelers", "suites"}),
+    ],
+)
+def test_what_was_measured_on_an_adapter_goes_with_it(
+    run: Run, stages: list[str], kept: set[str]
+) -> None:
+    run.write_json("summary.json", {"seconds": {}, "suites": {"tasks": {}}, "labelers": {}})
+    run.forget_from(stages)
+    assert set(run.summary()) - {"seconds"} == kept
+
+
 def test_forgetting_what_never_ran_is_no_error(run: Run) -> None:
     run.forget_from(["sft", "ppo"])
     assert run.summary() == {}
