@@ -93,13 +93,15 @@ def _fits(fits: Json, points: Sequence[Json]) -> str:
             if not fit:
                 continue
             figures = [f"{fit[key]:.3f}" for key in ("alpha", "beta", "r2")]
+            figures.append(str(fit.get("points", "")))
             peak = fit.get("peak")
             seen = peak is not None and peak**2 <= furthest
             figures.append(f"{peak**2:.1f}" if seen else "beyond the points")
             name = f"<b>{label}</b> {escape(words)} <small>{_LAWS[kind]}</small>"
             rows.append(row((name, *figures)))
-    head = ("gain, d = √KL", "alpha", "beta", "R²", "turns over at KL")
-    return table(head, rows, "numbers")
+    head = ("gain, d = √KL", "alpha", "beta", "R²", "points", "turns over at KL")
+    words = "The points of best-of-n are made of the same answers, so that they lie on a curve."
+    return table(head, rows, "numbers") + (note(words) if fits.get("best_of_n") else "")
 
 
 def _points(points: Sequence[Json]) -> str:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -33,7 +33,7 @@ from lora_rlhf.training.session import Session
 
 Law = Literal["best_of_n", "ppo"]
 START, POLICIES = "evaluate/best_of_n.jsonl", "evaluate/policies.jsonl"
-_FEWEST = 3  # points with d > 0 that two coefficients are fitted to
+_FEWEST = 4  # points with d > 0 that two coefficients are fitted to
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,18 @@ class Fit:
         beta: of the same.
         r2: 1 - residual / total sum of squares.
         peak: the d at which the law is highest; None where it never turns over.
+        points: that it was fitted to; those of best-of-n are made of the same answers.
     """
 
     alpha: float
     beta: float
     r2: float
     peak: float | None
+    points: int
 
     def as_dict(self) -> dict[str, float | None]:
         """As summary.json holds it."""
-        return {"alpha": self.alpha, "beta": self.beta, "r2": self.r2, "peak": self.peak}
+        return asdict(self)
 
 
 def fit(law: Law, d: Sequence[float], gained: Sequence[float]) -> Fit | None:
@@ -69,7 +71,7 @@ def fit(law: Law, d: Sequence[float], gained: Sequence[float]) -> Fit | None:
         gained: reward over that of the start, at which d = 0.
 
     Returns:
-        None with fewer than three points off the start, or all at one place.
+        None with fewer than four points off the start, or all at one place.
 
     Source: Gao et al. 2022, arXiv:2210.10760.
     """
@@ -85,7 +87,7 @@ def fit(law: Law, d: Sequence[float], gained: Sequence[float]) -> Fit | None:
     if beta > 0:
         peak = alpha / (2 * beta) if law == "best_of_n" else math.exp(min(alpha / beta - 1, 700.0))
     r2 = 1.0 - residual / total if total > 0 else 0.0
-    return Fit(float(alpha), float(beta), r2, None if peak is None else float(peak))
+    return Fit(float(alpha), float(beta), r2, None if peak is None else float(peak), len(points))
 
 
 # -- points -------------------------------------------------------------------------------------
