@@ -10,8 +10,10 @@ from rich.console import Console
 from lora_rlhf.continuing import refuse_if_running
 from lora_rlhf.errors import ConfigError, DataError
 from lora_rlhf.evaluation import contest, labelers
+from lora_rlhf.evaluation.arms import parse_arms
 from lora_rlhf.evaluation.choosing import chooser_of
 from lora_rlhf.evaluation.frontier import frontier_of_contest, watch_votes
+from lora_rlhf.evaluation.judging import parse_judge
 from lora_rlhf.evaluation.probes import examine_health, policy_scores
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.memory import forget_measurements, plan
@@ -85,7 +87,8 @@ def evaluate_run(run: Run, wanted: Wanted, console: Console, force: bool = False
     hush()
     refuse_if_running(run, force)
     recipe = load_recipe(str(run.path / "recipe.yaml"), finished=STAGES)
-    with _status_kept(run):
+    _check(wanted)
+    with _status_kept(run, recipe):
         session = open_session(recipe, run, console)
         chooser = None
         if wanted.rewards:
@@ -112,6 +115,24 @@ def evaluate_run(run: Run, wanted: Wanted, console: Console, force: bool = False
     write_report(run)
     summary = run.summary()
     return {"run": run.name} | {key: summary[key] for key in RESULTS if key in summary}
+
+
+def _check(wanted: Wanted) -> None:
+    """Find what means nothing before anything is loaded, let alone decoded.
+
+    Raises:
+        UserError: an arm, a judge, a suite or a store of annotators that is none.
+    """
+    if wanted.arms is not None:
+        parse_arms(wanted.arms, wanted.reference or "sft")
+    for judge in wanted.judges:
+        parse_judge(judge)
+    if wanted.suite is not None:
+        from lora_rlhf.evaluation.suites.tasks import tasks_of
+
+        tasks_of(wanted.suite)
+    if wanted.labelers is not None:
+        labelers.read_split(wanted.labelers, wanted.groups)
 
 
 def open_session(recipe: Recipe, run: Run, console: Console) -> Session:
@@ -161,10 +182,15 @@ def _settings(session: Session, wanted: Wanted) -> Evaluate:
 
 
 @contextmanager
-def _status_kept(run: Run) -> Iterator[None]:
-    """What the run was, it is afterwards: an evaluation takes nothing from it."""
+def _status_kept(run: Run, recipe: Recipe) -> Iterator[None]:
+    """What the run was, it is afterwards: an evaluation takes nothing from it.
+
+    One that was killed leaves `running`; a run whose stages have all ended was finished before.
+    """
     before = run.status()
     state = before.get("state", "stopped")
+    if state == "running" and all(run.is_complete(s) for s in recipe.stages if s != "evaluate"):
+        state = "finished"
     try:
         yield
     finally:

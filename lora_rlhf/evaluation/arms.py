@@ -64,7 +64,7 @@ class ReadyArm:
         spec: what was asked for.
         adapter: its name on the backbone; None: the bare base.
         identity: what two evaluations must share for this to be the same arm: a hash of the
-            adapter's weights, shots and n.
+            adapter's weights, shots, n, and hashes of the demonstrations and of who chooses.
         origin: where its weights lie, relative to the run's parent where they do; "" for the base.
     """
 
@@ -106,6 +106,8 @@ def parse_arm(text: str, paths: bool = True) -> ArmSpec:
             f"evaluate.arms: {text} cannot stand in a recipe. {_ALLOWED} Paths: on the command "
             f"line alone, with lora-rlhf evaluate RUN --arms."
         )
+    if name in ("base", *_ROLES) and (rest, best_of, shots) != (name, 1, 0):
+        raise ConfigError(f"arm {text}: {name} is the name of another arm. Choose another name.")
     if not known:
         path = Path(rest).expanduser()
         if not (path / "adapter_config.json").is_file() and not (path / "recipe.yaml").is_file():
@@ -182,10 +184,19 @@ def ready(
             sources[spec.source] = _load(session, spec.source, len(sources))
         adapter, sha256, origin = sources[spec.source]
         identity = f"{sha256[:16]}+{spec.shots}x{spec.best_of}"
-        if spec.best_of > 1 and chooser is not None:
-            identity += f"+{chooser.identity(session.backbone)[:8]}"
+        if spec.shots:
+            identity += f"+{_demonstrations(session)}"
+        if spec.best_of > 1:
+            identity += f"+{(chooser or Chooser()).identity(session.backbone)[:8]}"
         arms.append(ReadyArm(spec, adapter, identity, origin))
     return arms
+
+
+def _demonstrations(session: Session) -> str:
+    """A hash of what `with_shots` chooses from."""
+    train, _ = split_demonstrations(session)
+    rows = sorted(f"{prompt_key(d.prompt)} {d.response}" for d in train)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:8]
 
 
 def _load(session: Session, source: str, number: int) -> tuple[str | None, str, str]:

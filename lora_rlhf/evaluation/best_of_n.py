@@ -1,9 +1,11 @@
 """Best-of-n: N answers a prompt drawn once, and what the best of any n of them would be worth."""
 
 import hashlib
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,11 +193,21 @@ def _identity(session: Session, plan: Plan, prompts: Sequence[TokenisedPrompt]) 
         "temperature": plan.temperature,
         "members": list(plan.members),
         "judge": plan.judge,
+        "judge_source": None if plan.judge is None else _source_of(plan.judge),
         "seed": session.recipe.seed,
         "longest": session.recipe.data.max_response_tokens,
         "prompts": hashlib.sha256(repr([ids for ids, _ in prompts]).encode()).hexdigest(),
         "adapters": {name: digest(session.backbone, name) for name in sorted(adapters)},
     }
+
+
+def _source_of(judge: str) -> str | None:
+    """SHA-256 of the file that a judge is written in: the same name may judge otherwise now."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(find_judge(judge)))
+    except TypeError:  # not a function of Python's
+        return None
+    return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _block(

@@ -1,6 +1,7 @@
 """Who chooses the best of n answers: a reward adapter, or an ensemble of several."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,10 @@ def _put(backbone: Backbone, run: Run, text: str, number: int) -> str:
 
 
 def digest(backbone: Backbone, adapter: str) -> str:
-    """SHA-256 of an adapter's weights and its head's, in the order of their names."""
-    sha256 = hashlib.sha256()
+    """SHA-256 of an adapter's scale, its weights and its head's, in the order of their names."""
+    config = backbone.adapters.config(adapter)
+    scale = json.dumps([config.r, config.lora_alpha, config.use_rslora])
+    sha256 = hashlib.sha256(scale.encode())
     for _, tensor in sorted(role_state(backbone, adapter).items()):
         sha256.update(tensor.float().contiguous().numpy().tobytes())
     return sha256.hexdigest()

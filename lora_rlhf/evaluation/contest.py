@@ -19,6 +19,7 @@ from lora_rlhf.evaluation.judging import (
     JudgeSpec,
     give_utilities,
     human_outcomes,
+    no_scores,
     parse_judge,
     read_votes,
 )
@@ -96,8 +97,23 @@ def open_contest(
         wanted = parse_arms(texts, settings.reference, paths=False)
     else:
         wanted = parse_arms(arms, settings.reference)
+    _require_judges(specs, has_scores=chooser is not None or OWN in adapters.heads)
     prompts = heldout_prompts(session, settings.prompts)
     return Contest(session, settings, specs, ready(session, wanted, chooser), prompts, chooser)
+
+
+def _require_judges(specs: Sequence[JudgeSpec], *, has_scores: bool) -> None:
+    """Find what could not judge before anything is decoded.
+
+    Raises:
+        ConfigError: the reward adapter is to judge, and there is none.
+        PreferenceError: a store that cannot be read.
+    """
+    for spec in specs:
+        if spec.kind == "reward" and not has_scores:
+            raise no_scores()
+        if spec.kind == "human":
+            read_votes(spec.store)
 
 
 def check(settings: Evaluate) -> None:
@@ -136,7 +152,7 @@ def hold(contest: Contest) -> None:
         "rounds": {"arms": _rounds(contest, main), "judge": main.name},
         "evaluate": {"prompts": len(contest.prompts), "judge": main.name},
     }
-    policy = next((a for a in arms if a.name == "policy"), None)
+    policy = next((a for a in arms if a.name == "policy"), None)  # no other arm may have its name
     if policy is not None and policy.answers:
         facts = describe(policy)
         keys = {"kl": "kl", "eos_rate": "eos_rate", "mean_length": "mean_length"}

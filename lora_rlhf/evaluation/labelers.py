@@ -18,6 +18,7 @@ from lora_rlhf.data.records import Ranking, key_of
 from lora_rlhf.data.sources import load_rankings, require
 from lora_rlhf.data.splits import deduplicate, split_rankings
 from lora_rlhf.errors import DataError
+from lora_rlhf.evaluation.choosing import digest
 from lora_rlhf.evaluation.winrates import bootstrap_share
 from lora_rlhf.losses.reward import strict_pairs
 from lora_rlhf.recipe import Source
@@ -134,15 +135,14 @@ def cross_validate(session: Session, store: str, groups: int, fit_reward: FitRew
     Raises:
         DataError: too few annotators, or a group without rankings on both sides of the split.
     """
-    records, _ = deduplicate(require(load_rankings(Source(path=store))))
-    named = [r for r in records if r.annotator is not None]
-    split = split_annotators(named, groups)
+    named, split = read_split(store, groups)
     fraction = session.recipe.data.heldout_fraction
     train, heldout = split_rankings(named, fraction, of_training_prompts=True)
     to_train, to_judge = _tokenise(session, train), _tokenise(session, heldout)
     everybody = {name for names in split for name in names}
     rows = []
     key = {"rankings": _digest(named), "groups": split, "seed": session.recipe.seed}
+    key |= _of_training(session)
     try:
         for number, names in enumerate(split):
             run = Run(session.run.path / FOLDER / f"group-{number}")
@@ -168,6 +168,17 @@ def cross_validate(session: Session, store: str, groups: int, fit_reward: FitRew
     finally:
         _restore(session)
     return rows
+
+
+def read_split(store: str, groups: int) -> tuple[list[Ranking], list[list[str]]]:
+    """Rankings whose annotator is known, and the annotators in groups.
+
+    Raises:
+        DataError: they cannot be read, or there are too few annotators.
+    """
+    records, _ = deduplicate(require(load_rankings(Source(path=store))))
+    named = [r for r in records if r.annotator is not None]
+    return named, split_annotators(named, groups)
 
 
 def _tokenise(session: Session, records: Sequence[Ranking]) -> list[_Ranked]:
@@ -235,6 +246,18 @@ def _kept(run: Run, key: Json) -> Json | None:
     found = json.loads(path.read_text(encoding="utf-8"))
     row: Json | None = found["row"] if found.get("key") == key else None
     return row
+
+
+def _of_training(session: Session) -> Json:
+    """What else the reward models of the groups depend on."""
+    recipe = session.recipe
+    settings = recipe.reward.model_dump(mode="json") if recipe.reward is not None else None
+    return {
+        "sft": digest(session.backbone, "sft"),
+        "reward": settings,
+        "lora": recipe.lora.model_dump(mode="json"),
+        "heldout_fraction": recipe.data.heldout_fraction,
+    }
 
 
 def _digest(rankings: Sequence[Ranking]) -> str:

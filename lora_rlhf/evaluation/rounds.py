@@ -143,7 +143,8 @@ def of_project(run: Run, judge: str) -> list[Json]:
                 names.setdefault(line["identity"], prefix + line["arm"])
                 answers.append((line["identity"], line["prompt_key"], utility))
         for line in each.lines(COMPARISONS):
-            if line["judge"] == judge:
+            same = line["a_identity"] == line["b_identity"]  # which says nothing of either
+            if line["judge"] == judge and not same:
                 for side in "ab":
                     names.setdefault(line[f"{side}_identity"], prefix + line[side])
                 met.append(
@@ -155,6 +156,8 @@ def of_project(run: Run, judge: str) -> list[Json]:
 def _beside(run: Run) -> list[Run]:
     """Runs in the same directory whose evaluation can be compared, by name."""
     mine = _facts(run)
+    if mine is None:
+        return []
     found = []
     for file in sorted(run.path.resolve().parent.glob(f"*/{FACTS}")):
         path = file.parents[1]
@@ -166,9 +169,12 @@ def _beside(run: Run) -> list[Run]:
     return found
 
 
-def _facts(run: Run) -> Json:
-    """What two evaluations must share, of the line that an evaluation writes."""
-    line = run.lines(FACTS)[0]
+def _facts(run: Run) -> Json | None:
+    """What two evaluations must share; None where a kill has left no line of it."""
+    lines = run.lines(FACTS)
+    if not lines:
+        return None
+    line = lines[0]
     return {key: line.get(key) for key in _SAME}
 
 

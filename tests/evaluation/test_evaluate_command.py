@@ -6,8 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from lora_rlhf.cli import app
-from lora_rlhf.evaluation import contest
+from lora_rlhf.evaluation import best_of_n, contest, drawing
 from lora_rlhf.runs import Run
+from tests.evaluation import contests
 from tests.evaluation.contests import run_to_evaluate
 
 ARMS = "base,policy,best_of_2"
@@ -85,6 +86,41 @@ def test_mistakes_are_one_sentence_and_exit_with_2(run, arguments, words):
     assert result.exit_code == 2
     assert words in result.output.replace("\n", " ")
     assert "Traceback" not in result.output
+    assert run.status()["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--suite", "publc"], "publc"),
+        (["--labelers", "nowhere.db"], "nowhere.db"),
+        (["--arms", "policy=base"], "policy is the name of another arm"),
+        (["--judge", "openai:m@http://[::1/v1"], "is no URL"),
+        (["--prompts", "4", "--judge", "builtin:gold", "--judge", "human:none.db"], "none.db"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_decoded(run, monkeypatch, arguments, words):
+    for place in (drawing, best_of_n):
+        monkeypatch.setattr(place, "sample", lambda *_: pytest.fail("decoded"))
+    result = CliRunner().invoke(app, ["evaluate", str(run.path), *arguments])
+    assert result.exit_code == 2, result.output
+    assert words in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "much"])
+def test_a_judge_that_gives_no_number_is_named(run, monkeypatch, value):
+    monkeypatch.setattr(contests, "count_words", lambda prompt, response: value)
+    result = CliRunner().invoke(app, ["evaluate", str(run.path), "--prompts", "4"])
+    assert result.exit_code == 2, result.output
+    assert f"count_words gives {value!r} for an answer to" in result.output.replace("\n", "")
+
+
+def test_killed_the_run_is_still_what_it_was(run):
+    run.finish_stage("rank", 1.0)  # all others have ended, too
+    run.set_status("finished")
+    status = run.status()
+    run.write_json("status.json", status | {"state": "running", "pid": 2**22 + 1, "time": 0})
+    assert call(run.path, "--prompts", 4).exit_code == 0
     assert run.status()["state"] == "finished"
 
 

@@ -143,6 +143,41 @@ def test_a_reward_adapter_judges_its_own_run_alone(session, tmp_path):
     assert set(by_name(second.run.summary()["rounds"]["arms"])) == {"sft", "policy"}
 
 
+def test_best_of_n_by_another_reward_model_is_another_arm(session, tmp_path):
+    """Of two runs with one sft: the first's reward model likes long answers, the other's short."""
+    tables = {}
+    for name, best in (("one", 3.0), ("two", -3.0)):
+        fresh = in_run(session, tmp_path / name)
+        head = session.backbone.adapters.heads["reward"]
+        kept = head.weight.detach().clone()
+        head.weight.data.mul_(math.copysign(1.0, best))
+        try:
+            hold(open_contest(fresh, settings_of(fresh, prompts=6), ["sft", "best_of_4"]))
+        finally:
+            head.weight.data.copy_(kept)
+        tables[name] = by_name(fresh.run.summary()["rounds"]["arms"])
+    assert set(tables["two"]) == {"sft", "best_of_4", "one/best_of_4"}
+    assert tables["two"]["best_of_4"]["elo"] != tables["two"]["one/best_of_4"]["elo"]
+
+
+def test_what_a_killed_neighbour_has_begun_is_no_round(session, tmp_path):
+    fresh = in_run(session, tmp_path / "fresh")
+    (tmp_path / "killed" / "evaluate").mkdir(parents=True)
+    (tmp_path / "killed" / rounds.FACTS).write_text('{"fingerp')
+    hold(open_contest(fresh, settings_of(fresh, prompts=4), ["sft", "policy"]))
+    assert set(by_name(fresh.run.summary()["rounds"]["arms"])) == {"sft", "policy"}
+
+
+def test_an_adapter_that_met_itself_stands_in_no_table(tmp_path):
+    run = Run(tmp_path / "mine")
+    run.append(rounds.FACTS, {"fingerprint": {}})
+    for number, (a, b, value) in enumerate((("x", "x", 0.5), ("x", "y", 1.0), ("y", "y", 1.0))):
+        record = {"judge": "j", "a": a, "b": b, "a_identity": a, "b_identity": b}
+        run.append(rounds.COMPARISONS, record | {"prompt_key": str(number), "value": value})
+    rows = by_name(rounds.of_project(run, "j"))
+    assert {name: row["comparisons"] for name, row in rows.items()} == {"x": 1, "y": 1}
+
+
 # -- people -------------------------------------------------------------------------------------
 
 
@@ -183,6 +218,13 @@ def test_a_ranking_that_shows_an_arm_twice_is_one_outcome(session):
     ranked = judged(task(four), ("r0",), ("r2",), ("r1",), ("r3",))
     (found,) = human_outcomes([ranked], arms["policy"], arms["sft"])
     assert found.value == 3 / 4
+
+
+def test_votes_on_one_adapter_say_nothing_of_it_against_itself(session):
+    _, facts = shown(session)
+    mine, again = ready(session, parse_arms(["sft", "again=sft"]))
+    ranked = judged(task([facts["sft"]] * 3), ("r0",), ("r2",), ("r1",))
+    assert human_outcomes([ranked], mine, again) == []
 
 
 def test_people_alone_judge_without_a_word_decoded(session, tmp_path):

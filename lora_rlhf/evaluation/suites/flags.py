@@ -6,12 +6,12 @@ from pathlib import Path
 from lora_rlhf.errors import DataError
 from lora_rlhf.preferences.events import FLAGS
 from lora_rlhf.preferences.intervals import Rate, clustered_rate
+from lora_rlhf.preferences.ratings import ArmKey, arm_key, arm_names
 from lora_rlhf.preferences.store import Judged, Store
 from lora_rlhf.recipe import is_store
 from lora_rlhf.runs import Json
 from lora_rlhf.training.session import Session
 
-BASE = "base"
 _NOT_OF_PEOPLE = "fast"  # the app sets it
 
 
@@ -39,25 +39,29 @@ def flag_shares(location: str | Path) -> Json:
 
 
 def flag_rates(judged: Iterable[Judged]) -> dict[str, dict[str, Rate]]:
-    """Flag -> adapter -> share of the judgements that have it, with an interval over prompts.
+    """Flag -> arm -> share of the judgements that have it, with an interval over prompts.
 
     A mark is set on a whole task. So it is counted for an adapter only where all answers of the
     task are that adapter's; where several adapters answered nobody knows which one was meant.
-    Skips, likes and imported votes, in which nothing can be marked, do not count.
+    Skips, likes and imported votes, in which nothing can be marked, do not count. Two adapters of
+    one name, such as the policy before and after a retraining, are two arms.
     """
-    marks: dict[str, dict[str, list[frozenset[str]]]] = {}
+    marks: dict[ArmKey, dict[str, list[frozenset[str]]]] = {}
     for each in judged:
         task, judgement = each.task, each.judgement
-        arms = {response.adapter or BASE for response in task.responses}
+        arms = {arm_key(response) for response in task.responses}
         if not _is_markable(each) or len(arms) > 1:
             continue
         prompts = marks.setdefault(arms.pop(), {})
         prompts.setdefault(task.prompt_sha256, []).append(frozenset(judgement.flags))
+    names = arm_names(marks.keys())
     flags = [flag for flag in FLAGS if flag != _NOT_OF_PEOPLE] if marks else []
     return {
         flag: {
-            arm: clustered_rate([[float(flag in m) for m in found] for found in prompts.values()])
-            for arm, prompts in sorted(marks.items())
+            names[arm]: clustered_rate(
+                [[float(flag in m) for m in found] for found in prompts.values()]
+            )
+            for arm, prompts in sorted(marks.items(), key=lambda item: names[item[0]])
         }
         for flag in flags
     }
