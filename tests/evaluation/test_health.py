@@ -94,6 +94,81 @@ def test_a_handful_of_rankings_is_not_enough_to_trust():
     assert not told(good, prompts=3, answers=2)["ok"]
 
 
+def made_card(**changes):
+    """A card that passes without a doubt: 70 % of 400 pairs, always longer 55 %, slope 1."""
+    share = {"value": 0.7, "low": 0.65, "high": 0.75, "n": 400}
+    lead = {"value": 0.15, "low": 0.1, "high": 0.2, "n": 400}
+    card = {
+        "accuracy": share,
+        "always_longer": share | {"value": 0.55},
+        "length_correlation": 0.0,
+        "lead_over_length": lead,
+        "calibration_slope": 1.0,
+    }
+    return card | changes
+
+
+NO_LEAD = {"value": 0.02, "low": 0.0, "high": 0.04, "n": 400}
+COIN = {"value": 0.55, "low": 0.5, "high": 0.6, "n": 400}
+LOVED = [{"name": "nothing", "percentile": 0.9}, {"name": "echo", "percentile": 0.95}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "ok", "said", "not_said"),
+    [
+        ({}, True, "55% for always choosing the longer answer.", ", but"),
+        ({"length_correlation": 0.5}, True, "goes with length (rank correlation +0.50)", "surer"),
+        ({"length_correlation": 0.49}, True, "70%", "goes with length"),
+        ({"length_correlation": -0.5}, True, "goes with length (rank correlation -0.50)", "surer"),
+        ({"calibration_slope": 0.49}, True, "surer of itself than it should be", "length (rank"),
+        ({"calibration_slope": 0.5}, True, "70%", "surer"),
+        ({"lead_over_length": NO_LEAD}, True, "longer answer may do as well (55%)", "against 55%"),
+        (
+            {"lead_over_length": NO_LEAD, "length_correlation": -0.2},
+            True,
+            "shorter answer may do as well (45%)",
+            "longer",
+        ),
+        (
+            {"lead_over_length": NO_LEAD, "length_correlation": -0.5},
+            False,
+            "where always choosing the shorter answer gets 45%",
+            "longer",
+        ),
+        (
+            {"lead_over_length": NO_LEAD, "length_correlation": 0.5},
+            False,
+            "where always choosing the longer answer gets 55%",
+            "shorter",
+        ),
+        ({"accuracy": COIN}, False, "does not exclude a coin", "swapped"),
+        ({"accuracy": COIN | {"low": 0.501}}, True, "55% of 400", "coin"),
+        ({"accuracy": COIN | {"low": 0.4, "high": 0.49}}, False, "swapped", "coin"),
+        ({"degenerate": LOVED}, False, "'echo' a higher score than 95%", "nothing"),
+        ({"degenerate": LOVED[:1]}, False, "'nothing' a higher score than 90%", "echo"),
+        ({"degenerate": [{"name": "echo", "percentile": 0.89}]}, True, "70%", "echo"),
+    ],
+)
+def test_the_verdict_at_each_of_its_borders(changes, ok, said, not_said):
+    found = health.verdict(made_card(**changes))
+    assert found["ok"] == ok
+    assert found["sentence"].startswith("It orders" if ok else "Do not trust")
+    assert said in found["sentence"]
+    assert not_said not in found["sentence"]
+
+
+def test_the_lead_over_length_is_over_its_own_taste():
+    """Scores fall with length: always shorter orders two of three pairs, the model all."""
+    rankings = [
+        Scored("p", ["a", "b"], [(0,), (1,)], [2.0, 1.0], [5, 9]),
+        Scored("q", ["a", "b"], [(0,), (1,)], [1.5, 0.5], [8, 7]),
+        Scored("r", ["a", "b"], [(0,), (1,)], [3.0, 0.0], [1, 20]),
+    ]
+    card = health_card(rankings)
+    assert card["length_correlation"] < 0
+    assert card["lead_over_length"]["value"] == pytest.approx(1 / 3, abs=1e-12)
+
+
 # -- shares -------------------------------------------------------------------------------------
 
 
@@ -169,6 +244,26 @@ def test_tags_are_told_apart():
     assert tags["chat"]["low"] > 0.6
     assert tags["rewrite"]["low"] < 0.5 < tags["rewrite"]["high"]
     assert tags["chat"]["n"] == 300
+
+
+def test_the_most_frequent_tag_comes_first():
+    tags = ["b", "c", "a", "c", "a", "c", None]
+    rankings = [Scored("p", ["a", "b"], [(0,), (1,)], [1.0, 0.0], [5, 5], tag) for tag in tags]
+    found = health_card(rankings)["by_tag"]
+    assert [(tag, share["n"]) for tag, share in found.items()] == [
+        ("c", 3),
+        ("a", 2),
+        ("b", 1),
+        ("untagged", 1),
+    ]
+
+
+def test_long_texts_of_a_disagreement_are_cut():
+    one = Scored("p" * 1000, ["a" * 1001, "b"], [(0,), (1,)], [0.0, 1.0], [5, 5])
+    (found,) = health_card([one])["disagreements"]
+    assert found["prompt"] == "p" * 1000
+    assert found["chosen"] == "a" * 999 + "…"
+    assert found["rejected"] == "b"
 
 
 def test_without_tags_there_is_no_table_of_tags():
