@@ -54,6 +54,13 @@ def test_a_share_is_a_ratio_of_sums_with_its_interval() -> None:
     assert Observed([1.0] * 10).share()["low"] < 0.8  # ten of ten are no certainty
 
 
+@pytest.mark.parametrize("count", [2, 3, 5, 7, 50])
+def test_none_of_all_begins_at_nothing_and_all_of_all_ends_at_one(count) -> None:
+    none, every = Observed([0.0] * count).share(), Observed([1.0] * count).share()
+    assert (none["low"], every["high"]) == (0.0, 1.0)
+    assert none["high"] == pytest.approx(1 - every["low"], abs=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.shared
 def test_the_public_sets_run_on_every_adapter_and_go_on(shared, tmp_path) -> None:

@@ -38,6 +38,8 @@ class Observed:
         if self.weights is None and set(values.tolist()) in ({0.0}, {1.0}):
             # Resamples of equal values are equal: they would claim to know the share exactly.
             low, high = wilson(value, len(values))
+            # One end is the share itself; Wilson's differs from it by a rounding.
+            low, high = (0.0, high) if value == 0.0 else (low, 1.0)
         else:
             low, high = (float(self.transform(q)) for q in _quantiles(values, weights))
         return {"value": value, "low": low, "high": high, "n": len(values)}
