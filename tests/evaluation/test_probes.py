@@ -89,3 +89,12 @@ def test_one_far_score_does_not_make_thousands_of_bins():
     found = histogram({"sft": [0.0, 0.1, 0.2], "policy": [1e6]})
     assert len(found["bins"]) <= 61
     assert sum(found["policy"]) == 1
+
+
+def test_repeated_words_are_as_many_as_the_answers_and_bins_a_quarter_of_its_spread(chat_format):
+    answer = "one two three four five six seven eight nine ten a b c d e f"
+    made = degenerate_answers(chat_format, ["Say."], [answer], 200)
+    (repeated,) = texts(made, chat_format, "three words repeated")
+    assert len(repeated.split()) == 16
+    edges = histogram({"sft": [-2.0, 2.0]})["bins"]
+    assert edges[1] - edges[0] == pytest.approx(0.5, abs=1e-12)
