@@ -80,7 +80,8 @@ def arm_name(arm: str) -> str:
         of = f" of {arm_name(found['rest'])}" if found["rest"] else ""
         return f"best of {found['n']}{of}"
     if found := _SHOTS.fullmatch(arm):
-        return f"{arm_name(found['rest'] or 'base')} after {found['n']} examples"
+        examples = "example" if found["n"] == "1" else "examples"
+        return f"{arm_name(found['rest'] or 'base')} after {found['n']} {examples}"
     run, _, own = arm.rpartition("/")
     if run and arm_name(own) != own:
         return f"{run}: {arm_name(own)}"  # an arm of another run
@@ -118,6 +119,17 @@ def percent(share: float) -> str:
 
 def verdict(summary: Json) -> Verdict:
     """What the run reached, by the strongest evidence it holds."""
+    found = _verdict_on_stages(summary)
+    if summary.get("ppo", {}).get("best_step") != 0:
+        return found
+    text = (
+        "PPO found nothing that the reward model scores higher: the policy it kept is the one it "
+        "started from, before its first step."
+    )
+    return Verdict("even", f"{text} {found.text}")
+
+
+def _verdict_on_stages(summary: Json) -> Verdict:
     wins = [w for w in summary.get("win_rates", []) if (w["a"], w["b"]) == ("policy", "sft")]
     if wins:
         return _verdict_on_win(summary, wins[0])

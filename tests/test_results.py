@@ -48,6 +48,17 @@ def test_a_win_with_a_flaw_is_not_called_good(policy: dict[str, Any], words: str
     assert words in spoken.text
 
 
+@pytest.mark.parametrize(("step", "told"), [(0, True), (1, False), (12, False)])
+def test_a_policy_that_never_got_better_is_said_to_be_what_it_began_as(
+    step: int, told: bool
+) -> None:
+    win = {"a": "policy", "b": "sft", "win_rate": 0.9, "ci": [0.8, 0.95], "prompts": 64}
+    for summary in ({"ppo": {"best_step": step}}, {"ppo": {"best_step": step}, "win_rates": [win]}):
+        found = verdict(summary)
+        assert ("the one it started from" in found.text) is told
+        assert (found.tone == "even") is (told or "win_rates" not in summary)
+
+
 def test_a_part_of_the_utility_that_fell_is_named() -> None:
     spoken = verdict(won(0.9, 0.8, 0.95, parts={"topic": 0.6, "kindness": 0.4}))
     assert spoken.text.endswith("these fell: kindness.")
@@ -125,6 +136,7 @@ def test_a_judge_that_says_nothing_is_not_to_be_believed() -> None:
         ("best_of_16:policy", "best of 16 of PPO"),
         ("best_of_4:few_shot_2", "best of 4 of base after 2 examples"),
         ("few_shot_3", "base after 3 examples"),
+        ("few_shot_1", "base after 1 example"),
         ("few_shot_3:sft", "SFT after 3 examples"),
         ("quickstart/best_of_4:policy", "quickstart: best of 4 of PPO"),
         ("quickstart-2/policy", "quickstart-2: PPO"),
