@@ -125,7 +125,7 @@
       // What the old server knew of this page is gone; what waits for a vote is in the store.
       if (first && served() && served() !== first) location.reload();
       const line = [...document.querySelectorAll(".status")].find(visible);
-      if (line && line.textContent !== live.textContent) live.textContent = line.textContent;
+      if (!lost && line && line.textContent !== live.textContent) live.textContent = line.textContent;
     }, 300);
   }).observe(document.body, { childList: true, subtree: true, characterData: true });
 
