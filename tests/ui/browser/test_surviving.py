@@ -19,6 +19,8 @@ BROKEN = [  # what a console says of a server that is away
     "ERR_INCOMPLETE",
     "ERR_INTERNET_DISCONNECTED",
     "Failed to fetch",
+    "Failed to load resource",
+    "signal timed out",
     "network error",
     "Server stopped unexpectedly",
 ]
