@@ -36,7 +36,8 @@ def refusal(*arguments: object) -> str:
 
 # -- jobs ---------------------------------------------------------------------------------------
 
-# What stands for a job: it notes when it ran, and ends as a real one does.
+# What stands for a job: it notes when it ran, and ends as a real one does. Its summary is there at
+# once or not at all, as that of a real one: the command looks at it while it is being written.
 FAKE = """
 import json, sys, time
 folder, name, bad = sys.argv[1:]
@@ -48,7 +49,9 @@ if bad in name:
     sys.exit(1)
 import os
 os.makedirs(f"{folder}/{name}", exist_ok=True)
-json.dump({"protocol": {}}, open(f"{folder}/{name}/summary.json", "w"))
+with open(f"{folder}/{name}/being_written", "w") as summary:
+    json.dump({"protocol": {}}, summary)
+os.replace(f"{folder}/{name}/being_written", f"{folder}/{name}/summary.json")
 """
 
 
