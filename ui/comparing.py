@@ -156,6 +156,10 @@ def _prompt(studio: Studio, person: Person, text: Any, source: Any) -> PoolPromp
             raise ConfigError("Type a prompt first, or take one of the pool.")
         return PoolPrompt(user(typed), "typed")
     pool = studio.engine.pool("heldout")
+    if not pool:
+        raise ConfigError(
+            "There is no held-out prompt that no open run was trained on. Type a prompt instead."
+        )
     seen = studio.seen(person.name, "pair")
     left = [p for p in pool if prompt_key(p.messages) not in seen]
     if not left:

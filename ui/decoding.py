@@ -18,10 +18,14 @@ from lora_rlhf.errors import HardwareError
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.model.generation import Sampling, generate
 from lora_rlhf.quiet import hush
-from lora_rlhf.recipe import STAGES, Recipe
-from lora_rlhf.recipe_io import load_recipe
+from lora_rlhf.recipe import Recipe
 from lora_rlhf.runs import Run
-from lora_rlhf.training.material import all_heldout_prompts, sort_prompts, training_prompts
+from lora_rlhf.training.material import (
+    RunData,
+    all_heldout_prompts,
+    sort_prompts,
+    training_prompts,
+)
 from lora_rlhf.training.rollout import adapter_logprobs, score_answers
 from ui.asking import BASE, Ask, Finish, PoolPrompt, Prompts, Registered, Row
 from ui.registry import Registry
@@ -220,28 +224,12 @@ class Decoder:
         read = {"train": training_prompts, "heldout": all_heldout_prompts}[kind]
         return [
             PoolPrompt(prompt.messages, f"pool:{kind}#{number}")
-            for number, (_, prompt) in enumerate(read(_Data.of(run, self.backbone)))
+            for number, (_, prompt) in enumerate(read(RunData.of(run, self.backbone)))
         ]
 
     def prompts_of(self, run: Run) -> Prompts:
         """Which prompts a run holds out and which it knows, by its own recipe."""
-        return Prompts(*map(frozenset, sort_prompts(_Data.of(run, self.backbone))))
-
-
-@dataclass(frozen=True)
-class _Data:
-    """A run's data as `material.Reader`s are read, over a backbone that is there already."""
-
-    recipe: Recipe
-    run: Run
-    backbone: Backbone
-
-    @classmethod
-    def of(cls, run: Run, backbone: Backbone) -> "_Data":
-        return cls(load_recipe(str(run.path / "recipe.yaml"), finished=STAGES), run, backbone)
-
-    def tell(self, sentence: str) -> None:
-        """What training has said of its data is not said again."""
+        return Prompts(*map(frozenset, sort_prompts(RunData.of(run, self.backbone))))
 
 
 @dataclass

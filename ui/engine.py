@@ -1,6 +1,5 @@
 """The app's engine: one backbone, every adapter on it, one job at a time, answers streamed."""
 
-import math
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -9,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lora_rlhf.data.records import Messages
+from lora_rlhf.data.records import Messages, prompt_key
 from lora_rlhf.errors import CheckpointError, ConfigError, UserError
 from lora_rlhf.recipe import STAGES, Recipe
 from lora_rlhf.recipe_io import load_recipe
 from lora_rlhf.runs import Run
 from ui.asking import Ask, Facts, Paused, PoolPrompt, Prompts, Registered, Row, Waiting
 from ui.registry import Registry
-from ui.turns import APP, Ticket, Turns
+from ui.turns import APP, Ticket, Turns, until_first
 
 if TYPE_CHECKING:
     from ui.decoding import Decoder
@@ -137,7 +136,7 @@ class StudioEngine:
     def release(self) -> None:
         """Give the device's memory back, for training; waits for the job that runs."""
         with self.turns.ticket(APP) as ticket:
-            _until_first(ticket)
+            until_first(ticket)
             with self._changing:
                 self._wanted, self._state = False, _TRAINING
                 self._free()
@@ -160,7 +159,7 @@ class StudioEngine:
         self._state = _CLOSING
         ends_at = time.monotonic() + _CLOSE_SECONDS
         with self.turns.ticket(APP) as ticket:
-            if _until_first(ticket, ends_at) and self._changing.acquire(timeout=_CLOSE_SECONDS):
+            if until_first(ticket, ends_at) and self._changing.acquire(timeout=_CLOSE_SECONDS):
                 self._state = _CLOSING
                 self._free()
                 self._changing.release()
@@ -228,7 +227,7 @@ class StudioEngine:
     def forget(self, run: Path) -> None:
         """Let go of what was considered and not adopted."""
         with self.turns.ticket(APP) as ticket:
-            _until_first(ticket)
+            until_first(ticket)
             with self._changing:
                 for name in self.registry.drop(run):
                     if self._decoder is not None:
@@ -241,7 +240,7 @@ class StudioEngine:
         if not fresh:
             raise CheckpointError(f"{run} has no adapter yet. Let its training finish first.")
         with self.turns.ticket(APP) as ticket:
-            _until_first(ticket)
+            until_first(ticket)
             with self._changing:
                 # On the backbone before anybody is told its name.
                 if self._decoder is not None:
@@ -315,19 +314,30 @@ class StudioEngine:
         scores: list[float] = []
         for start in range(0, len(items), _SCORED_AT_ONCE):
             with self.turns.ticket(APP) as ticket:
-                _until_first(ticket)
+                until_first(ticket)
                 part = items[start : start + _SCORED_AT_ONCE]
                 scores += self._ready_decoder().score(name, part)
         return scores
 
     def pool(self, kind: Literal["train", "heldout"]) -> list[PoolPrompt]:
-        """Prompts of the first run; read once."""
+        """Prompts of the first run, read once; no held-out one that an open run was trained on."""
         if kind not in self._pools:
             self._ready_decoder()  # what is missing is said at once, not after its loading
             with self._changing:
                 if kind not in self._pools:
                     self._pools[kind] = self._ready_decoder().pool(self._first, kind)
-        return self._pools[kind]
+        pool = self._pools[kind]
+        if kind == "train":
+            return pool
+        runs = {entry.run for entry in self.registry.entries} - {self._first.path}
+        trained = frozenset().union(*map(self._trained_on, runs))
+        return [prompt for prompt in pool if prompt_key(prompt.messages) not in trained]
+
+    def _trained_on(self, run: Path) -> frozenset[str]:
+        try:
+            return self.prompts_of(run).trained
+        except UserError:  # its data are gone; what it was retrained on stands in the run itself
+            return frozenset(Run(run).trained_on_heldout())
 
     def prompts_of(self, run: Path) -> Prompts:
         """Which prompts a run holds out and which it knows; read once."""
@@ -387,8 +397,3 @@ def _shown(value: object) -> str:
     if isinstance(value, int) and abs(value) > 10**_LONGEST_SHOWN:
         return "a number of very many digits"  # Python refuses to write it out
     return repr(value)[:_LONGEST_SHOWN]
-
-
-def _until_first(ticket: Ticket, ends_at: float = math.inf) -> bool:
-    """Wait for the turn; whether it came in time."""
-    return all(time.monotonic() <= ends_at for _ in ticket.wait(threading.Event()))

@@ -1,6 +1,8 @@
 """Whose turn it is on the device: one job at a time, first come first served, background last."""
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -115,3 +117,8 @@ class Turns:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+
+def until_first(ticket: Ticket, ends_at: float = math.inf) -> bool:
+    """Wait for the turn; whether it came in time."""
+    return all(time.monotonic() <= ends_at for _ in ticket.wait(threading.Event()))

@@ -1,6 +1,8 @@
 """What the stages read, tokenised: demonstrations, training prompts, held-out prompts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from lora_rlhf.data.batches import (
@@ -12,9 +14,10 @@ from lora_rlhf.data.batches import (
 from lora_rlhf.data.records import Demonstration, Prompt, key_of
 from lora_rlhf.data.sources import load_demonstrations, load_prompts, load_rankings, require
 from lora_rlhf.data.splits import deduplicate, leak_check, split_by_prompt, split_rankings
-from lora_rlhf.errors import DataError
+from lora_rlhf.errors import DataError, UserError
 from lora_rlhf.model.backbone import Backbone
-from lora_rlhf.recipe import Recipe, is_store
+from lora_rlhf.recipe import STAGES, Recipe, is_store
+from lora_rlhf.recipe_io import load_recipe
 from lora_rlhf.runs import Run
 
 RANKINGS = "rank/rankings.jsonl"  # of a run, where a simulated labeler made them
@@ -39,6 +42,27 @@ class Reader(Protocol):
 
     def tell(self, sentence: str) -> None:
         """Say what was dropped."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The `Reader` of a finished run, over a backbone that is there already."""
+
+    recipe: Recipe
+    run: Run
+    backbone: Backbone
+
+    @classmethod
+    def of(cls, run: Run, backbone: Backbone) -> "RunData":
+        """By the run's own recipe.
+
+        Raises:
+            ConfigError: it has none that can be read.
+        """
+        return cls(load_recipe(str(run.path / "recipe.yaml"), finished=STAGES), run, backbone)
+
+    def tell(self, sentence: str) -> None:
+        """What training has said of its data is not said again."""
 
 
 def demonstrations(session: Reader) -> tuple[list[Tokens], list[Tokens]]:
@@ -130,9 +154,7 @@ def sort_prompts(session: Reader) -> tuple[set[str], set[str], set[str]]:
     records, trained = _heldout_records(session), _trained_on(session)
     unseen = {key_of(prompt) for _, prompt in _unseen(session, records, trained)}
     known = session.run.trained_on_heldout() | (trained & {key_of(r) for r in records})
-    data = session.recipe.data
-    if data.prompts is not None or data.demonstrations is not None:
-        trained = trained | {key_of(r) for r in _training_records(session)}
+    trained = trained | _trained_on_prompts(session)
     return unseen, known, trained
 
 
@@ -161,7 +183,36 @@ def _heldout_records(session: Reader) -> list[Prompt]:
 
 
 def _trained_on(session: Reader) -> set[str]:
-    """Hashes of the prompts that the run's stages train on, and those it goes on from.
+    """Hashes of the prompts that the run's stages train on, and those it goes on from."""
+    keys = _own_trained_on(session)
+    seen, todo = {session.run.path.resolve()}, _gone_on_from(session.recipe)
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        keys |= Run(path).trained_on_heldout()
+        try:
+            earlier = RunData.of(Run(path), session.backbone)
+            todo += _gone_on_from(earlier.recipe)
+            keys |= _own_trained_on(earlier) | _trained_on_prompts(earlier)
+        except UserError as error:
+            session.tell(
+                f"held-out prompts: {path}, which this goes on from, was trained on data that "
+                f"cannot be read, and some of it may be held out here ({error})"
+            )
+    return keys
+
+
+def _trained_on_prompts(session: Reader) -> set[str]:
+    data = session.recipe.data
+    if data.prompts is None and data.demonstrations is None:
+        return set()
+    return {key_of(record) for record in _training_records(session)}
+
+
+def _own_trained_on(session: Reader) -> set[str]:
+    """Hashes of the prompts that the run's own stages train on.
 
     Held-out prompts of a source of their own stand in no training source at all. Those split off
     another source are in it, on its held-out side; the other sources have such a side, too, and
@@ -181,6 +232,14 @@ def _trained_on(session: Reader) -> set[str]:
     if data.prompts is not None and whole:
         keys |= {key_of(r) for r in require(load_prompts(data.prompts, tokenizer))}
     return keys
+
+
+def _gone_on_from(recipe: Recipe) -> list[Path]:
+    """The runs whose adapters `<stage>.start_from` names."""
+    starts = [s.start_from for s in (recipe.reward, recipe.ppo) if s is not None and s.start_from]
+    # RUN/reward/adapter, or RUN/ppo/policies/step-000012.
+    above = [path for s in starts for path in list(Path(s).expanduser().resolve().parents)[:3]]
+    return [path for path in above if (path / "recipe.yaml").is_file()]
 
 
 def as_sequences(backbone: Backbone, tokens: Sequence[Tokens]) -> Sequences:

@@ -1,5 +1,6 @@
 """What evaluates a run is what it was not trained on, wherever its held-out prompts come from."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from lora_rlhf.data.records import key_of, prompt_key, user
 from lora_rlhf.errors import DataError
 from lora_rlhf.model.backbone import Backbone
 from lora_rlhf.preferences.store import Store
-from lora_rlhf.runs import TRAINED_ON
+from lora_rlhf.recipe import Recipe
+from lora_rlhf.recipe_io import dump_recipe
+from lora_rlhf.runs import TRAINED_ON, Run, write_atomically
 from lora_rlhf.stages import reward
 from lora_rlhf.training.material import (
     all_heldout_prompts,
@@ -53,6 +56,13 @@ def store_of(path: Path, texts: list[str], source: str = "typed") -> str:
     return str(path)
 
 
+def finished(path: Path, recipe: Recipe) -> Run:
+    """A run as far as others look at it."""
+    run = Run(path)
+    write_atomically(path / "recipe.yaml", dump_recipe(recipe))
+    return run
+
+
 @pytest.fixture(params=BRANCHES)
 def opened(request, folder, backbone, tmp_path):
     """Makes a session with that branch's held-out prompts and more overrides."""
@@ -91,6 +101,53 @@ def test_what_the_run_before_was_trained_on_stays_out(opened) -> None:
     assert keys(all_heldout_prompts(made)) == clean[:1] + clean[3:]
     unseen, known, _ = sort_prompts(made)
     assert (unseen, known) == (set(clean[:1] + clean[3:]), set(clean[1:3]))
+
+
+def test_what_it_goes_on_from_by_start_from_stays_out(opened, folder, tmp_path) -> None:
+    """A run that goes on from a second, which goes on from a third: all that they knew."""
+    clean = keys(all_heldout_prompts(opened()))
+    prompts = {key_of(p): p.messages[0]["content"] for _, p in all_heldout_prompts(opened())}
+    two = tmp_path / "two.jsonl"  # it trains on one of them, and holds the nearer hash out
+    two.write_text("".join(json.dumps({"prompt": prompts[k]}) + "\n" for k in clean[4:6]))
+    third = small_recipe(
+        folder,
+        f"data.prompts={{path: {two}}}",
+        f"data.rankings={store_of(tmp_path / 'r.db', [prompts[clean[0]]])}",
+    )
+    finished(tmp_path / "third", third)
+    asked = tmp_path / "p.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": prompts[k]}) + "\n" for k in clean[1:3]))
+    own = tmp_path / "d.jsonl"
+    own.write_text(json.dumps({"prompt": "Describe a hat.", "response": "It is red."}) + "\n")
+    second = small_recipe(
+        folder,
+        f"data.prompts={{path: {asked}}}",
+        f"data.demonstrations={{path: {own}}}",
+        f"data.rankings={store_of(tmp_path / 's.db', ['Describe a hat.'])}",
+        "data.heldout_prompts={builtin: prompts, limit: 2}",
+        f"reward.start_from={tmp_path / 'third/reward/adapter'}",
+    )
+    finished(tmp_path / "second", second).write_json(
+        "summary.json", {"retraining": {TRAINED_ON: [clean[3]]}}
+    )
+    first = opened(f"ppo.start_from={tmp_path / 'second/ppo/policies/step-000002'}")
+    gone = {*clean[:4], max(clean[4:6])}
+    assert keys(all_heldout_prompts(first)) == [key for key in clean if key not in gone]
+    assert sort_prompts(first)[1] >= gone
+
+
+def test_data_of_a_run_gone_on_from_that_are_gone_are_said(opened, folder, tmp_path) -> None:
+    source = tmp_path / "mine.jsonl"
+    source.write_text(json.dumps({"prompt": "Describe a hat."}) + "\n")
+    before = small_recipe(folder, f"data.prompts={{path: {source}}}",
+                          "data.heldout_prompts={builtin: prompts, limit: 2}")  # fmt: skip
+    finished(tmp_path / "before", before)
+    source.unlink()
+    made = opened(f"reward.start_from={tmp_path / 'before/reward/adapter'}")
+    assert keys(all_heldout_prompts(made)) == keys(all_heldout_prompts(opened()))
+    said = made.console.file.getvalue()
+    assert f"{tmp_path / 'before'}, which this goes on from" in said.replace("\n", "")
+    assert "mine.jsonl" in said.replace("\n", "")
 
 
 def test_evaluating_on_the_prompts_of_the_rankings_file_goes_on(folder, backbone, tmp_path) -> None:

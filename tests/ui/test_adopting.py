@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lora_rlhf.data.records import user
+from lora_rlhf.data.records import prompt_key, user
 from lora_rlhf.errors import CheckpointError, HardwareError, UserError
 from lora_rlhf.model import generation
-from lora_rlhf.runs import Run
+from lora_rlhf.recipe import STAGES
+from lora_rlhf.recipe_io import dump_recipe, load_recipe
+from lora_rlhf.runs import TRAINED_ON, Run, write_atomically
 from tests.small_run import small_run
 from tests.ui.scripted import eventually
 from ui.asking import Ask, Paused, Row
@@ -169,6 +171,33 @@ def test_adopting_waits_for_the_job_that_runs_and_tells_nobody_before(
     adopter.join(SOON)
     assert engine.answerers()[-1] == "late/policy"
     assert answer(engine, "late/policy").finish is not None
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_the_pool_loses_what_an_adopted_run_was_trained_on(
+    runs: Path, tmp_path: Path, is_there: bool
+) -> None:
+    """By its own data, or, where they are gone, by what it says itself."""
+    engine = StudioEngine([Run(runs / "one")]).start().ready()
+    before, train = engine.pool("heldout"), engine.pool("train")
+    assert before
+    source = tmp_path / "own.jsonl"
+    rows = [{"prompt": p.messages[-1]["content"], "response": "No."} for p in before]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = [f"data.demonstrations={{path: {source}}}", "data.heldout_prompts={builtin: prompts}"]
+    run = Run(Path(shutil.copytree(runs / "two", tmp_path / "knows")))
+    recipe = load_recipe(str(run.path / "recipe.yaml"), data, finished=STAGES)
+    write_atomically(run.path / "recipe.yaml", dump_recipe(recipe))
+    if not is_there:
+        source.unlink()
+        keys = [prompt_key(prompt.messages) for prompt in before]
+        run.write_json("summary.json", run.summary() | {"retraining": {TRAINED_ON: keys}})
+    engine.consider(run.path)
+    assert engine.pool("heldout") == before  # nobody is offered it yet
+    engine.adopt(run.path)
+    assert engine.pool("heldout") == []
+    assert engine.pool("train") is train
+    engine.close()
 
 
 # -- giving back, and closing -------------------------------------------------------------------

@@ -189,6 +189,14 @@ def test_held_out_prompts_come_once_each_until_they_are_used_up(
     assert pane.can_vote
 
 
+def test_a_pool_that_training_has_used_up_is_no_thank_you(
+    open_studio: Callable[..., Studio], ana: Person
+) -> None:
+    studio = open_studio(engine=ScriptedEngine(prompts=0, words=2))
+    with pytest.raises(ConfigError, match="no held-out prompt that no open run was trained on"):
+        list(ask_both(studio, ana, PAGE, "", POOL, True, controls(POLICY, SFT)))
+
+
 def test_the_open_prompt_is_not_drawn_again(
     open_studio: Callable[..., Studio], ana: Person
 ) -> None:
