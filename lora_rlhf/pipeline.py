@@ -149,6 +149,7 @@ def check_before_training(session: Session, todo: list[str]) -> None:
         DataError: rows that cannot be used, held-out prompts that are trained on, too few prompts.
         CheckpointError: no adapter to start from.
         ConfigError: a judge that cannot be imported.
+        JudgeError: an endpoint that does not answer.
     """
     recipe, chat_format = session.recipe, session.backbone.format
     found, _ = check_data(recipe, session.backbone.tokenizer, chat_format.stop_ids)
@@ -163,7 +164,7 @@ def check_before_training(session: Session, todo: list[str]) -> None:
         if settings is not None and settings.judge is not None:
             find_judge(settings.judge)
     if recipe.evaluate is not None:
-        contest.check(recipe.evaluate)
+        contest.check(recipe.evaluate, session.run if "evaluate" in todo else None)
     if recipe.evaluate is not None and "evaluate" in todo:
         heldout_prompts(session, recipe.evaluate.prompts)
 

@@ -26,7 +26,7 @@ from lora_rlhf.evaluation.judging import (
 from lora_rlhf.evaluation.winrates import Outcome, outcomes_of, win_rate
 from lora_rlhf.model.generation import Sampling
 from lora_rlhf.recipe import Evaluate
-from lora_rlhf.runs import Json
+from lora_rlhf.runs import Json, Run
 from lora_rlhf.training.material import TokenisedPrompt, heldout_prompts
 from lora_rlhf.training.rollout import adapter_logprobs, to_sequences
 from lora_rlhf.training.session import Session
@@ -116,14 +116,25 @@ def _require_judges(specs: Sequence[JudgeSpec], *, has_scores: bool) -> None:
             read_votes(spec.store)
 
 
-def check(settings: Evaluate) -> None:
+def check(settings: Evaluate, run: Run | None) -> None:
     """Find what no evaluation could use, before the stages that come first have taken hours.
+
+    Args:
+        settings: of the recipe.
+        run: whose evaluation is to come; an endpoint is asked one question. None: there is none.
 
     Raises:
         ConfigError: an arm or a judge that means nothing.
+        JudgeError: an endpoint that does not answer.
     """
-    parse_judge(settings.judge or "reward")
+    judge = parse_judge(settings.judge or "reward")
     parse_arms(settings.arms or (), settings.reference, paths=False)
+    if run is not None and judge.kind == "endpoint":
+        _endpoint(judge, run).try_out()
+
+
+def _endpoint(judge: JudgeSpec, run: Run) -> Endpoint:
+    return Endpoint(judge.model, judge.url, run.path / CACHE)
 
 
 def hold(contest: Contest) -> None:
@@ -134,6 +145,9 @@ def hold(contest: Contest) -> None:
     started = time.monotonic()
     session = contest.session
     session.run.stage("evaluate")
+    for judge in contest.judges:
+        if judge.kind == "endpoint":
+            _endpoint(judge, session.run).try_out()
     # People have judged what they saw; nothing is decoded for them alone.
     decoded = any(judge.kind != "human" for judge in contest.judges)
     arms = answer(contest) if decoded else [Arm(a.name, [], []) for a in contest.arms]
@@ -276,7 +290,7 @@ def _asked(
     session, keys = contest.session, contest.keys
     texts = [prompt_text(prompt.messages) for _, prompt in contest.prompts]
     pairs = [pair for arm in arms for pair in zip(texts, arm.texts, reference.texts, strict=True)]
-    endpoint = Endpoint(judge.model, judge.url, session.run.path / CACHE)
+    endpoint = _endpoint(judge, session.run)
     with session.steps("evaluate", 0, len(pairs)) as steps:
 
         def tell(done: int) -> None:

@@ -31,6 +31,8 @@ _UNFIT = (400, 413, 422)  # of one question: too long, or caught by a filter
 _FEW_REFUSALS = 4
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 60.0
+_TRIAL = ("What colour is a clear sky at noon?", "Blue.", "Seven.")
+_TRIAL_RETRIES = 2
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
 # The pairwise instructions of MT-bench (Zheng et al. 2023, arXiv:2306.05685; FastChat's
@@ -160,6 +162,20 @@ class Endpoint:
             raise self._refusals[0]
         return [found[i] for i in range(len(pairs))]
 
+    def try_out(self) -> None:
+        """Ask one easy question, so that a wrong key, model or address is known before it matters.
+
+        Both replies are kept, and not asked for again.
+
+        Raises:
+            JudgeError: as of `judge`, after fewer attempts.
+        """
+        patience, self._retries = self._retries, min(self._retries, _TRIAL_RETRIES)
+        try:
+            self.judge([_TRIAL])
+        finally:
+            self._retries = patience
+
     def _verdict(self, prompt: str, first: str, second: str) -> Verdict:
         ahead = _preference(self._reply(prompt, first, second))
         behind = _preference(self._reply(prompt, second, first))
@@ -246,7 +262,7 @@ class Endpoint:
         return content
 
     def _refused(self, error: urllib.error.HTTPError) -> JudgeError:
-        said = error.read(400).decode("utf-8", "replace").strip()
+        said = error.read(400).decode("utf-8", "replace").strip().rstrip(".")
         keys = f"{KEYS[0]} (or {KEYS[1]}, which goes to OpenAI and OPENAI_BASE_URL alone)"
         todo = {
             401: f"Set the environment variable {keys} to a valid key; plain http carries none",
@@ -254,8 +270,8 @@ class Endpoint:
             404: "Check the model's name and the URL, which ends before /chat/completions",
         }.get(error.code, "Mend what it says")
         return JudgeError(
-            f"judge: {self._url} refused model {self._model} with status {error.code}: {said} "
-            f"{todo}; replies so far are kept in {self._cache}."
+            f"judge: {self._url} refused model {self._model} with status {error.code}"
+            f"{': ' + said if said else ''}. {todo}; replies so far are kept in {self._cache}."
         )
 
 

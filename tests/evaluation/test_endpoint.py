@@ -8,9 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from lora_rlhf.evaluation import contest
 from lora_rlhf.evaluation import endpoint as module
 from lora_rlhf.evaluation.contest import hold, open_contest
 from lora_rlhf.evaluation.endpoint import CACHE, Endpoint, JudgeError, Verdict
+from lora_rlhf.pipeline import check_before_training
 from tests.evaluation.contests import settings_of
 from tests.evaluation.test_contest import in_run
 
@@ -362,8 +364,51 @@ def test_an_endpoint_judges_arms_and_its_comparisons_make_the_table(session, ser
         assert win["win_rate"] == sum(values) / 8
         assert (win["judge"], win["orders_agree"], win["unreadable"]) == (judge, 1.0, 0)
     assert {row["name"] for row in summary["rounds"]["arms"]} == {"sft", "policy", "base"}
-    assert len((fresh.run.path / CACHE).read_text().splitlines()) <= 2 * 16
+    assert len((fresh.run.path / CACHE).read_text().splitlines()) <= 2 + 2 * 16
     before = len(server.asked)
     hold(open_contest(fresh, settings, ["sft", "policy", "base"], [judge]))
     assert len(server.asked) == before
     assert fresh.run.summary()["win_rates"] == summary["win_rates"]
+
+
+def test_an_endpoint_that_is_wrong_is_told_before_anything_is_decoded(
+    session, serve, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(contest, "draw", None)
+    server = serve(longer, lambda n: (404, "no such model"))
+    fresh = in_run(session, tmp_path / "fresh")
+    judge = f"openai:judge-1@{server.url}"
+    held = open_contest(fresh, settings_of(fresh, prompts=8), ["sft", "policy"], [judge])
+    assert server.asked == [], "whoever wants a public set alone asks nobody"
+    with pytest.raises(JudgeError, match="status 404: no such model. Check the model's name"):
+        hold(held)
+
+
+def test_a_run_finds_a_wrong_endpoint_before_its_first_stage(session, serve, tmp_path):
+    server = serve(longer, lambda n: (401, "who are you?") if n < 1 else None)
+    fresh = in_run(session, tmp_path / "fresh")
+    judged = fresh.recipe.model_copy(
+        update={
+            "evaluate": settings_of(fresh, judge=f"openai:judge-1@{server.url}", prompts=4),
+            "data": fresh.recipe.data.model_copy(update={"max_response_tokens": 200}),
+        }
+    )
+    fresh = in_run(session, tmp_path / "fresh", recipe=judged)
+    check_before_training(fresh, ["sft"])
+    assert server.asked == []
+    with pytest.raises(JudgeError, match="status 401"):
+        check_before_training(fresh, ["sft", "evaluate"])
+    for _ in range(2):
+        check_before_training(fresh, ["sft", "evaluate"])
+    assert len({json.dumps(body) for body in server.asked[-2:]}) == 2  # both orders, once
+    paid = (fresh.run.path / CACHE).read_text().splitlines()
+    assert len(paid) == 2
+
+
+def test_a_trial_has_less_patience_than_an_evaluation(serve, tmp_path):
+    server = serve(longer, lambda n: (503, "down"))
+    endpoint = make(server, tmp_path, retries=4, workers=1)
+    with pytest.raises(JudgeError, match="did not answer in 3 attempts"):
+        endpoint.try_out()
+    with pytest.raises(JudgeError, match="did not answer in 5 attempts"):
+        endpoint.judge(PAIRS[:1])
