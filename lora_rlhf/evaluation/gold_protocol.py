@@ -22,6 +22,7 @@ from lora_rlhf.evaluation.choosing import Chooser, Floats
 from lora_rlhf.evaluation.frontier import POLICIES, START, path_of, spreads_of
 from lora_rlhf.evaluation.protocol_arms import BASE, BEST_OF, TRAINED, Job, is_done
 from lora_rlhf.evaluation.watch import mean_interval, since_the_peak
+from lora_rlhf.recipe_io import load_recipe
 from lora_rlhf.runs import Run
 
 QUORUM = 0.75  # of seeds, criterion (h): three of four
@@ -62,6 +63,7 @@ class SeedFacts:
         arms: by name, `sft` and best-of-n among them.
         reward: what the reward stage found.
         free: the frontier of ppo-free and its path; {} without it.
+        kl_coef: what a nat of KL cost the PPO arms, in gold.
     """
 
     seed: int
@@ -69,6 +71,7 @@ class SeedFacts:
     arms: Mapping[str, ArmFacts]
     reward: Mapping[str, Any]
     free: Mapping[str, float]
+    kl_coef: float = 0.0
 
     def gain(self, arm: str, over: str = "sft") -> Floats:
         """Gold gained over another arm, in sd, (p,)."""
@@ -79,7 +82,8 @@ def read_seed(folder: Path, seed: int) -> SeedFacts | None:
     """The facts of a seed from its runs; None before its base has ended."""
     if not is_done(folder, Job(seed, BASE)):
         return None
-    base = Run(folder / Job(seed, BASE).name)
+    base, ppo = Run(folder / Job(seed, BASE).name), load_recipe(str(folder / "recipe.yaml")).ppo
+    assert ppo is not None
     summary = base.summary()
     start = kept(base, START)["sft"]
     assert start.gold is not None, "the protocol's recipe has a judge"
@@ -95,7 +99,8 @@ def read_seed(folder: Path, seed: int) -> SeedFacts | None:
         arms[arm] = _of_policy(last, start, run.summary()["protocol"]["nats_a_token"])
         if arm == "ppo-free":
             free = _of_free(policies, start, run.summary()["frontier"])
-    return SeedFacts(seed, float(start.gold.std()), arms, summary["reward"], free)
+    spread = float(start.gold.std())
+    return SeedFacts(seed, spread, arms, summary["reward"], free, ppo.kl_coef)
 
 
 def _of_policy(drawn: Drawn, start: Drawn, nats: float) -> ArmFacts:
@@ -228,8 +233,12 @@ def _regained(figures: Figures) -> bool | None:
 
 
 def _controls(facts: SeedFacts) -> Figures:
+    over = float(facts.gain("ppo-gold", "ppo").mean())
+    dearer = facts.arms["ppo-gold"].kl - facts.arms["ppo"].kl
     return {
-        "gold reward over ppo sd": float(facts.gain("ppo-gold", "ppo").mean()),
+        "gold reward over ppo sd": over,
+        # What PPO on gold maximises, and is a bound of: at unequal KL gold alone is not.
+        "over ppo less KL's cost sd": over - facts.kl_coef * dearer / facts.spread,
         "random reward sd": float(facts.gain("ppo-random").mean()),
     }
 

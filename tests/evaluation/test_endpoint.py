@@ -380,7 +380,7 @@ def test_an_endpoint_that_is_wrong_is_told_before_anything_is_decoded(
     judge = f"openai:judge-1@{server.url}"
     held = open_contest(fresh, settings_of(fresh, prompts=8), ["sft", "policy"], [judge])
     assert server.asked == [], "whoever wants a public set alone asks nobody"
-    with pytest.raises(JudgeError, match="status 404: no such model. Check the model's name"):
+    with pytest.raises(JudgeError, match=r"status 404: no such model\. Check the model.s name"):
         hold(held)
 
 

@@ -112,6 +112,14 @@ def test_a_tax_that_was_never_paid_is_not_judged() -> None:
     assert verdicts([changed("ppo", nats=math.log(1.9))])["f"] is None
 
 
+def test_the_bound_of_gold_as_reward_is_told_at_the_price_of_its_kl() -> None:
+    """1.6 - 1.0 of gold, less .1 for each of 4 - 2 nats more, in units of 2."""
+    facts = replace(changed("ppo", kl=2.0), spread=2.0, kl_coef=0.1)
+    (row,) = [r for r in judge([facts]) if r.letter == "g"]
+    assert row.figures["gold reward over ppo sd"] == pytest.approx(0.3)
+    assert row.figures["over ppo less KL's cost sd"] == pytest.approx((0.6 - 0.2) / 2.0)
+
+
 def test_the_spread_of_single_answers_is_the_unit() -> None:
     wide = replace(good(), spread=2.5)  # the gain of 1 is 0.4 of it
     assert verdicts([wide])["b"] is False
