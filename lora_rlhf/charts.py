@@ -12,6 +12,9 @@ from html import escape
 WIDTH, HEIGHT = 360, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 30
 _MOST_POINTS = 240
+_LEAST_SPREAD = (
+    0.02  # of the value: ticks closer than a hundredth would be of the same three digits
+)
 _LABEL_ROOM = 14.0  # between a dashed line and the next one above it, for its label
 _SMOOTH_FROM = 40  # points from which a moving average is drawn over the raw line
 
@@ -143,10 +146,13 @@ class Frame:
         xs = [x for s in series for x, _ in s.points]
         ys = [y for s in series for _, y in s.points if math.isfinite(y)]
         low, high = min(ys), max(ys)
-        spread = max(high - low, 1e-3 * max(abs(low), abs(high)), 1e-9)
+        # Of a line that hardly moves not the last digits, which all its ticks would share.
+        spread = max(high - low, _LEAST_SPREAD * max(abs(low), abs(high))) or 1.0
         near = [r.value for r in references if low - spread <= r.value <= high + spread]
         low, high = min([low, *near]), max([high, *near])
-        if high - low < spread:
+        if high == low == 0.0:
+            high = spread
+        elif high - low < spread:
             low, high = low - spread, high + spread
         x_low, x_high = min(xs), max(xs)
         if x_high == x_low:

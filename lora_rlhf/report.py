@@ -168,8 +168,8 @@ def _arms(arms: Json) -> str:
     for name, facts in arms.items():
         cells = [f"<b>{escape(arm_name(name))}</b>"]
         cells += [words(facts[key]) if key in facts else "" for _, key, words in columns]
-        own = facts.get("parts", {})
-        cells += [f"{own[p]:.3f}" if p in own else "" for p in parts]
+        own = facts.get("parts", {})  # the sum below makes -0.0 of little less than nothing 0.0
+        cells += [f"{round(own[p], 3) + 0.0:.3f}" if p in own else "" for p in parts]
         rows.append(row(cells))
     return table(("means", *(c[0] for c in columns), *parts), rows, "numbers")
 

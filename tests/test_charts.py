@@ -72,6 +72,17 @@ def test_one_point_and_a_constant_are_drawn() -> None:
     assert "<path" in line_chart("t", [Series("s", [(0, 0.0), (1, 0.0)])])
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0, 1.437, 64.0, 97.3, -0.0123])
+@pytest.mark.parametrize("wobble", [0.0, 0.001])
+def test_a_line_that_hardly_moves_has_ticks_that_differ(value: float, wobble: float) -> None:
+    points = [(0, value), (1, value * (1 + wobble))]
+    for form in (plain_number, percentage):
+        svg = line_chart("t", [Series("s", points)], form=form)
+        found = re.findall(r'class="tick end"[^>]*>([^<]+)<', svg)
+        assert len(found) == len(set(found)) >= 3, found
+        assert value != 0 or not any(label.startswith("-") for label in found)
+
+
 def test_long_series_are_thinned_but_keep_their_spikes() -> None:
     values = [(i, 100.0 if i == 777 else 1.0) for i in range(5000)]
     svg = line_chart("t", [Series("s", values)])

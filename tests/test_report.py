@@ -159,6 +159,15 @@ def test_numbers_that_are_not_finite_do_not_reach_the_page(run: Run) -> None:
     assert not [f for f in figures if "nan" in f.lower()]
 
 
+def test_a_part_of_the_utility_that_is_next_to_nothing_has_no_sign(run: Run) -> None:
+    summary = run.summary()
+    summary["arms"]["policy"]["parts"] = {"clean": -0.0001, "length": -0.0312}
+    run.write_json("summary.json", summary)
+    page = render(run)
+    assert "-0.000" not in page
+    assert "-0.031" in page
+
+
 def test_the_report_is_light_enough_to_send(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "long", steps=3000)
     assert len(render(run)) < 500_000
