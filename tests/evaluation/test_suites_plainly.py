@@ -100,6 +100,13 @@ def test_perplexity_is_that_of_a_direct_forward(engine, plain):
     assert abs(other / base.share()["value"] - 1) > 1e-2  # the adapter answers for itself
 
 
+def test_bytes_are_no_letters_and_a_document_without_a_token_is_none(engine):
+    text = "Où est le café ?"
+    found = perplexity.measures(engine, [text, ""])
+    assert found["bits_per_byte"]["base"].weights == [len(text) + 2.0]
+    assert len(found["perplexity"]["base"].values) == 1
+
+
 def test_greedy_answers_are_those_of_transformers(engine, plain):
     copy, tokenizer = plain
     prompts = [tokenizer.encode(text) for text in ("Once upon a time", "Tell", "It is a")]
@@ -158,7 +165,7 @@ def test_documents_that_a_stage_trains_on_are_left_out(tmp_path):
     )
     train, heldout = split_demonstrations(one)
     assert (len(train) + len(heldout), len(heldout) > 0) == (6, True)
-    documents = [*seen, "The sea is calm. " * 9, new]
+    documents = [*seen, "The  sea is\ncalm. " * 9, new]  # laid out otherwise, and still the same
     rows = "".join(json.dumps({"text": text}) + "\n" for text in documents)
     found = perplexity.documents(one, write(tmp_path, a_jsonl=rows), None)
     unseen = {text.strip() for text in seen} - {found_in(d) for d in train}
