@@ -17,8 +17,9 @@ PINS := pyproject.toml constraints.txt
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
 
+# What was stopped goes on.
 quickstart: $(VENV)/.installed
-	@$(BIN)/lora-rlhf run quickstart
+	@$(BIN)/lora-rlhf run quickstart $(if $(wildcard runs/quickstart/recipe.yaml),--resume)
 
 ui: $(VENV)/.installed
 	@$(BIN)/lora-rlhf ui --open
@@ -38,7 +39,7 @@ $(VENV)/.installed: $(PINS) | $(BIN)/python
 	@echo "Installing lora-rlhf and its pinned requirements into $(VENV) (several minutes the first time) ..."
 	@$(PIP) -e .
 	@touch $@
-	@echo "Installed."
+	@echo "Installed. In a shell of your own: source $(VENV)/bin/activate, then lora-rlhf --help"
 
 $(VENV)/.installed-dev: $(PINS) | $(BIN)/python
 	@echo "Installing lora-rlhf with the development tools into $(VENV) (several minutes the first time) ..."

@@ -142,9 +142,13 @@ def run(
     A run that exists keeps the recipe it was started with; KEY=VALUE changes stages to come.
     """
     from lora_rlhf.continuing import open_run
+    from lora_rlhf.recipe import STAGES
 
     if only is not None and start_from is not None:
         raise ConfigError("--only and --from exclude each other. Give one of them.")
+    for option, stage in (("--only", only), ("--from", start_from)):
+        if stage is not None and stage not in STAGES:
+            raise ConfigError(f"{option} is {stage}. Allowed: {', '.join(STAGES)}.")
     console = _console()
     resolved, opened = open_run(
         recipe,
@@ -303,13 +307,15 @@ def export(
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write an adapter for other tools: a PEFT directory, or a merged model."""
+    from lora_rlhf.continuing import ways_on
     from lora_rlhf.runs import find_run
 
     opened = find_run(run, runs_dir)
     has = opened.adapters()
     if adapter not in has:
         raise ConfigError(
-            f"{opened.path} has no adapter {adapter}. It has: {', '.join(has) or 'none yet'}."
+            f"{opened.path} has no adapter {adapter}. It has: {', '.join(has) or 'none yet'}. "
+            f"{ways_on(opened)}"
         )
     target = to or Path("exports") / f"{opened.name}-{adapter}{'-merged' if merge else ''}"
     if target.exists() and (target.is_file() or any(target.iterdir())):

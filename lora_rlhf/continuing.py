@@ -1,6 +1,7 @@
 """Which run directory and which recipe a `run` command means: a new run, or one that exists."""
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -81,7 +82,9 @@ def _new(
         other = next_free_name(runs_dir, chosen)
         state = Run(path).status()
         if name is not None or state.get("state") != "finished":
-            raise ConfigError(f"{path} exists ({_told(state)}). {_ways_on(state, other)}")
+            raise ConfigError(
+                f"{path} exists ({_told(state)}). {_ways_on(recipe_name, path, state, other)}"
+            )
         tell(f"{path} is finished; this run is {runs_dir / other}.")
         path = runs_dir / other
     run = Run(path)
@@ -124,11 +127,14 @@ def _told(status: dict[str, object]) -> str:
     return f"{status['state']} in {status['stage'] or 'its beginning'}"
 
 
-def _ways_on(status: dict[str, object], other: str) -> str:
+def _ways_on(recipe: str, path: Path, status: dict[str, object], other: str) -> str:
+    named = ["--name", path.name] if path.name != recipe else []
+    there = ["--runs-dir", str(path.parent)] if path.parent != Path("runs") else []
+    line = shlex.join(["lora-rlhf", "run", recipe, *named, *there, "--resume"])
     anew = f"Start anew: --name {other}."
     if status.get("state") == "finished":
         return f"{anew} Run a stage and all later ones again: --from STAGE."
-    return f"Go on with it: --resume. {anew}" if status else anew
+    return f"Go on with it: {line}. {anew}" if status else anew
 
 
 def refuse_if_running(run: Run, force: bool) -> None:
@@ -145,6 +151,19 @@ def refuse_if_running(run: Run, force: bool) -> None:
         f"{run.path} is at work in process {pid}. Wait for it or end it; if that process is "
         f"something else, add --force."
     )
+
+
+def ways_on(run: Run) -> str:
+    """How far a run is that lacks something, and what to do about it."""
+    status = run.status()
+    state, stage = status.get("state"), status.get("stage") or "its beginning"
+    if state == "running" and _is_alive(status.get("pid")):
+        return f"It is at work in {stage}. Wait for it."
+    line = ["lora-rlhf", "run", str(run.path / "recipe.yaml"), "--name", run.name]
+    line += ["--runs-dir", str(run.path.parent)] if run.path.parent != Path("runs") else []
+    if state == "finished":
+        return "It is finished. Its recipe has no stage that makes one."
+    return f"It stopped in {stage}. Go on with it: {shlex.join([*line, '--resume'])}"
 
 
 def _is_alive(pid: object) -> bool:

@@ -3,10 +3,13 @@
 Everything fits 80 columns. Imports no torch.
 """
 
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -98,7 +101,7 @@ _FIELDS = {
     "kl": ("KL", "{:.1f}"),
     "loss": ("loss", "{:.3f}"),
     "heldout_loss": ("held-out", "{:.3f}"),
-    "heldout_accuracy": ("accuracy", "{:.0%}"),
+    "heldout_accuracy": ("held out", "{:.0%}"),
     "accuracy": ("accuracy", "{:.0%}"),
 }
 
@@ -295,7 +298,9 @@ def next_steps(console: Console, run: Run) -> None:
         return
     newest = "policy" if "policy" in adapters else adapters[-1]
     say("")
-    say("Next:")
+    away = shutil.which("lora-rlhf") is None
+    bin_dir = Path(sys.executable).parent
+    say(f"Next (first: source {bin_dir / 'activate'}):" if away else "Next:")
     if newest != "reward":
         say(f"  lora-rlhf ui {run.path}")
         say(f"  lora-rlhf chat {run.path}")
@@ -327,7 +332,7 @@ def render_plan(plan: "MemoryPlan", console: Console) -> None:
         table.add_row(name, f"{size:.2f} GB", drawn)
     console.print(table)
     parts = _table()
-    parts.add_column("where it goes")
+    parts.add_column("where it goes, not all of it at once")
     parts.add_column("GB", justify="right", no_wrap=True)
     for name, size in sorted(plan.terms.items(), key=lambda item: -item[1]):
         parts.add_row(name, f"{size:.2f}" if size >= 0.005 else "<0.01")

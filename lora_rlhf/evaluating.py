@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lora_rlhf.continuing import refuse_if_running
-from lora_rlhf.errors import ConfigError, DataError
+from lora_rlhf.continuing import refuse_if_running, ways_on
+from lora_rlhf.errors import CheckpointError, ConfigError, DataError
 from lora_rlhf.evaluation import contest, labelers
 from lora_rlhf.evaluation.arms import parse_arms
 from lora_rlhf.evaluation.choosing import chooser_of
@@ -88,6 +88,8 @@ def evaluate_run(run: Run, wanted: Wanted, console: Console, force: bool = False
     refuse_if_running(run, force)
     recipe = load_recipe(str(run.path / "recipe.yaml"), finished=STAGES)
     _check(wanted)
+    if recipe.sft is not None and "sft" not in run.adapters():
+        raise CheckpointError(f"{run.path} has no adapter sft yet. {ways_on(run)}")
     with _status_kept(run, recipe):
         session = open_session(recipe, run, console)
         chooser = None

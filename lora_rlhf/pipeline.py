@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from lora_rlhf import display
+from lora_rlhf.continuing import ways_on
 from lora_rlhf.data.problems import describe
 from lora_rlhf.data.sources import check_data
 from lora_rlhf.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -226,6 +227,8 @@ def load_finished_adapters(session: Session, todo: list[str]) -> None:
             adapters.load(role, run.adapter(role))
             adapters.freeze(role)
     if "sft" not in todo and "sft" not in adapters.names:
+        if session.recipe.sft is not None:
+            raise CheckpointError(f"{run.path} has no adapter sft yet. {ways_on(run)}")
         raise CheckpointError(
             f"{run.path} has no adapter at sft/adapter, and the recipe has no sft stage to run. "
             f"Add an sft section, or put a finished adapter there."

@@ -5,6 +5,7 @@ Every rule is a function named after what it demands; it yields (path, sentence)
 
 import importlib.util
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
@@ -267,7 +268,7 @@ def judges_can_be_named(recipe: Recipe, done: Collection[str]) -> Iterator[Probl
                 yield (
                     (stage, "judge"),
                     f"{stage}.judge is vader, and vaderSentiment is not installed. "
-                    f"Run: pip install vaderSentiment",
+                    f"Run: {sys.executable} -m pip install vaderSentiment",
                 )
         elif stage == "evaluate" and judge.partition(":")[0] in ("reward", "human", "openai"):
             continue  # the evaluation reads these

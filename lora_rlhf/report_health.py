@@ -103,7 +103,7 @@ def _disagreements(pairs: list[Json]) -> str:
         answers(
             pair["prompt"],
             [
-                answer("after", "people prefer", pair["chosen"], None),
+                answer("after", "ranked higher", pair["chosen"], None),
                 answer(
                     "before",
                     "the model prefers",
@@ -115,6 +115,6 @@ def _disagreements(pairs: list[Json]) -> str:
         )
         for pair in pairs
     )
-    words = f"The {len(pairs)} pairs where it disagrees with people most"
+    words = f"The {len(pairs)} pairs where it disagrees with the rankings most"
     advice = note("Read them: either the model is wrong, or the label is.")
     return folded(words, advice + drawn)

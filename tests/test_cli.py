@@ -241,8 +241,20 @@ def test_an_unfinished_run_is_not_begun_again_silently(
     make_run(here / "runs" / "quickstart", "sft", state=state)
     assert call("run", "quickstart") == 2
     error = capsys.readouterr().err
-    assert f"runs/quickstart exists ({state} in ppo). Go on with it: --resume." in error
+    assert (
+        f"runs/quickstart exists ({state} in ppo). Go on with it: lora-rlhf run quickstart" in error
+    )
     assert "--name quickstart-2" in error
+
+
+@pytest.mark.parametrize("option", ["--only", "--from"])
+def test_a_stage_that_is_none_is_told_before_anything_else(
+    here: Path, pipeline: Calls, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    make_run(here / "runs" / "quickstart", "sft", state="running")
+    assert call("run", "quickstart", option, "rewrad") == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{option} is rewrad. Allowed: sft, rank, reward, ppo, evaluate." in error
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "/abs"])
@@ -440,6 +452,29 @@ def test_an_adapter_that_is_not_there_names_those_that_are(
     (run.adapter("sft") / "adapter_config.json").write_text("{}", encoding="utf-8")
     assert call("export", "quickstart", "--adapter", "policy") == 2
     assert "has no adapter policy. It has: sft." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["evaluate", "q"], ["export", "q", "--adapter", "policy"]])
+@pytest.mark.parametrize(("state", "pid"), [("stopped", None), ("running", 2**22 + 1)])
+def test_a_run_that_stopped_says_where_and_how_to_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], state: str, pid: int | None
+) -> None:
+    """A killed one says so itself no more: its process is gone."""
+    run = make_run(here / "runs" / "q")
+    run.set_status(state, "sft")
+    if pid is not None:
+        run.write_json("status.json", run.status() | {"pid": pid})
+    assert call(*words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "It stopped in sft. Go on with it: lora-rlhf run runs/q/recipe.yaml --name q" in said
+    assert said.endswith("--resume")
+
+
+def test_a_run_at_work_is_to_be_waited_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(here / "runs" / "q")
+    run.set_status("running", "sft")
+    assert call("export", "q", "--adapter", "policy") == 2
+    assert "It is at work in sft. Wait for it." in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_export_never_overwrites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

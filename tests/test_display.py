@@ -114,7 +114,10 @@ def test_samples_keep_their_brackets(tmp_path: Path) -> None:
     assert "score +1.25" in text
 
 
-def test_next_steps_name_the_adapters_and_commands(tmp_path: Path) -> None:
+def test_next_steps_name_the_adapters_and_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     run = Run(tmp_path / "run")
     console, out = screen()
     display.next_steps(console, run)
@@ -124,6 +127,11 @@ def test_next_steps_name_the_adapters_and_commands(tmp_path: Path) -> None:
         (run.adapter(role) / "adapter_config.json").write_text("{}")
         display.next_steps(console, run)
     text = out.getvalue()
+    assert "Next:" in text
+    assert "activate" not in text
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    display.next_steps(console, run)
+    assert f"Next (first: source {Path(sys.executable).parent / 'activate'}):" in out.getvalue()
     assert str(run.adapter("policy")) in text
     assert f"lora-rlhf ui {run.path}" in text
     assert f"lora-rlhf chat {run.path}" in text
@@ -176,7 +184,7 @@ def test_a_live_bar_fits_one_line(width: int) -> None:
     last = lines(out)[0].split("\r")[-1]
     assert len(last) <= width + 10  # control codes around it
     if width == 80:
-        assert "4/1200 loss 2.345  accuracy 71%  12.3k tok/s" in last
+        assert "4/1200 loss 2.345  held out 71%  12.3k tok/s" in last
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
 import gc
 import json
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lora_rlhf.continuing import ways_on
 from lora_rlhf.errors import ConfigError
 from lora_rlhf.runs import Run, find_run
 from ui.job import is_offered
@@ -61,22 +61,13 @@ def newest(runs_dir: Path) -> list[Run]:
     runs = [run for run in offered if run.adapters()]
     if not runs:
         if paths:
-            raise ConfigError(_not_so_far(paths[-1].parent))
+            begun = Run(paths[-1].parent)
+            raise ConfigError(f"{begun.path} has no adapter yet. {ways_on(begun)}")
         raise ConfigError(
             f"{runs_dir} has no run with an adapter yet. Make one: lora-rlhf run quickstart"
         )
     wanted = _backbone(runs[-1])
     return [run for run in runs if _backbone(run) == wanted]
-
-
-def _not_so_far(run: Path) -> str:
-    """What to do about a run that was begun and has no adapter."""
-    line = ["lora-rlhf", "run", str(run / "recipe.yaml"), "--name", run.name]
-    line += ["--runs-dir", str(run.parent)] if run.parent != Path("runs") else []
-    return (
-        f"{run} was begun and has no adapter yet. Wait for its first stage where it is at work; "
-        f"or go on with it: {shlex.join([*line, '--resume'])}"
-    )
 
 
 def _trained_at(recipe: Path) -> float:

@@ -129,7 +129,7 @@ def job_sentence(job: Job, progress: Progress) -> tuple[str, str]:
     """Where a retraining stands, and the tone to say it in."""
     name = job.name or "The new run"
     sentences = {
-        "none": "Nothing is being trained.",
+        "none": "Nothing is being retrained here.",
         "preparing": f"{name} is being prepared.",
         "running": _running(job, progress),
         "measuring": f"{name} is trained. Its reward model is being compared with the one before.",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_rlhf import __version__
+from lora_rlhf.continuing import ways_on
 from lora_rlhf.errors import ConfigError
 from lora_rlhf.preferences.store import Judged, Store
 from lora_rlhf.runs import Run
@@ -84,8 +85,8 @@ class Studio:
         if not any(run.adapters() for run in runs):
             names = ", ".join(run.name for run in runs) or "none"
             raise ConfigError(
-                f"No run here has an adapter yet (looked at: {names}). Make one first: "
-                f"lora-rlhf run quickstart"
+                f"No run here has an adapter yet (looked at: {names}). "
+                + (ways_on(runs[-1]) if runs else "Make one: lora-rlhf run quickstart")
             )
         engine = StudioEngine(runs)
         opened = Store.open(store)

@@ -51,7 +51,7 @@ def tiles_html(numbers: Numbers) -> str:
         (pair, "a pair", "median time"),
         (rank, "a ranking", "median time"),
         (str(len(numbers.annotators)), "people", "who judged"),
-        (f"{numbers.fast:,}", "very fast", "under a quarter of reading time"),
+        (f"{numbers.fast:,}", "very fast", "under a quarter of reading time; not trained on"),
         (f"{numbers.retracted:,}", "taken back", "kept out of everything"),
     ]
     return '<dl class="lr-tiles">' + "".join(map(_tile, tiles)) + "</dl>"

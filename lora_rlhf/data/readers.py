@@ -107,9 +107,10 @@ def _guarded(path: Path, packed: bool, kind: str, separator: str | None) -> Iter
 
 
 def _no_file(path: Path) -> BadRow:
-    beside = sorted(p.name for p in path.parent.glob("*") if set(p.suffixes) & set(FORMATS))
+    kinds = set(path.suffixes) & set(FORMATS) or set(FORMATS)
+    beside = sorted(p.name for p in path.parent.glob("*") if set(p.suffixes) & kinds)
     holds = f"; {path.parent} holds {', '.join(beside[:5])}" if beside else ""
-    found = "this is a directory" if path.is_dir() else "there is no such file"
+    found = "this is a directory" if path.is_dir() else f"there is no {path.absolute()}"
     return BadRow("no such file", found, f"an existing file{holds}")
 
 

@@ -265,8 +265,8 @@ def verdict(card: Mapping[str, Any]) -> Json:
     accuracy, longer = card["accuracy"], card["always_longer"]
     correlation = card["length_correlation"]
     orders = (
-        f"orders {percent(accuracy['value'])} of {accuracy['n']} held-out pairs as people do "
-        f"(95% interval {percent(accuracy['low'])} to {percent(accuracy['high'])})"
+        f"orders {percent(accuracy['value'])} of {accuracy['n']} held-out pairs as they were "
+        f"ranked (95% interval {percent(accuracy['low'])} to {percent(accuracy['high'])})"
     )
     taste = "longer" if correlation >= 0 else "shorter"
     rule = longer["value"] if correlation >= 0 else 1 - longer["value"]

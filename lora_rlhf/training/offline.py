@@ -159,7 +159,9 @@ class _Trainer:
                 "train/tokens_per_second": rate,
             },
         )
-        bar = {"loss": shown[f"loss/{self.task.stage}"]} | _short(self.heldout)
+        bar = {"loss": shown[f"loss/{self.task.stage}"]}
+        if step >= self.settings.evaluate_every:  # before, it is that of the untrained adapter
+            bar |= _short(self.heldout)
         steps.done(step + 1, **bar, tokens_per_second=rate)
 
     def _gradients(self, items: list[int], max_tokens: int) -> dict[str, float]:

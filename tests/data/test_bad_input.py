@@ -163,8 +163,9 @@ def test_a_field_that_no_record_has_is_refused(tmp_path):
 
 def test_a_missing_file_names_what_lies_beside_it(tmp_path):
     (tmp_path / "train.jsonl").write_text(GOOD)
+    (tmp_path / "constraints.txt").write_text("torch")
     (problem,) = load_demonstrations(Source(path=str(tmp_path / "tain.jsonl"))).problems
-    assert problem.found == "there is no such file"
+    assert problem.found == f"there is no {tmp_path / 'tain.jsonl'}"
     assert problem.allowed.endswith("holds train.jsonl")
     (problem,) = load_demonstrations(Source(path=str(tmp_path))).problems
     assert problem.found == "this is a directory"

@@ -40,7 +40,7 @@ def test_a_good_reward_model_passes(seed):
     for taste in (0.0, 0.5):
         verdict = told(good, seed, taste_in_length=taste)
         assert verdict["ok"], verdict
-        assert "held-out pairs as people do" in verdict["sentence"]
+        assert "held-out pairs as they were ranked" in verdict["sentence"]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -37,7 +37,7 @@ from ui.tasks import JudgedAlready, Refused, again, as_shown, make_task
 POLICY, SFT, BASE = "quick/policy", "quick/sft", "base"
 PAGE = "page"
 NO_CLIENT = ""
-# What would tell who answers, or how well; no prompt and no answer of the fake has these in it.
+# What would tell who answers, or how well; no prompt or answer of the fake holds these.
 TELLING = (POLICY, SFT, "policy", "sft", "quick", "reward", "KL", "token", "nats")
 
 
@@ -176,35 +176,28 @@ def test_held_out_prompts_come_once_each_until_they_are_used_up(
     open_studio: Callable[..., Studio], ana: Person, ben: Person
 ) -> None:
     studio = open_studio(engine=ScriptedEngine(prompts=6, words=2))
-    both, found = controls(POLICY, SFT), []
+    both, found = controls(POLICY, SFT), set()
     for _ in range(6):
         *_, pane = ask_both(studio, ana, PAGE, "", POOL, True, both)
-        found.append(pane.prompt)
+        found.add(pane.prompt)
         assert task_of(studio, pane).prompt_source.startswith("pool:heldout#")
         vote(studio, ana, pane, "skip", NO_CLIENT)  # a skip counts as seen
-    assert len(set(found)) == 6
+    assert len(found) == 6
     with pytest.raises(ConfigError, match="all 6 held-out prompts"):
         list(ask_both(studio, ana, PAGE, "", POOL, True, both))
-    *_, pane = ask_both(studio, ben, PAGE, "", POOL, True, both)  # somebody else's are untouched
-    assert pane.can_vote
-
-
-def test_a_pool_that_training_has_used_up_is_no_thank_you(
-    open_studio: Callable[..., Studio], ana: Person
-) -> None:
-    studio = open_studio(engine=ScriptedEngine(prompts=0, words=2))
+    assert [*ask_both(studio, ben, PAGE, "", POOL, True, both)][-1].can_vote
+    studio = open_studio(engine=ScriptedEngine(prompts=0))
     with pytest.raises(ConfigError, match="no held-out prompt that no open run was trained on"):
-        list(ask_both(studio, ana, PAGE, "", POOL, True, controls(POLICY, SFT)))
+        list(ask_both(studio, ana, PAGE, "", POOL, True, both))
 
 
 def test_the_open_prompt_is_not_drawn_again(
     open_studio: Callable[..., Studio], ana: Person
 ) -> None:
-    studio = open_studio(engine=ScriptedEngine(prompts=2, words=2))
-    prompts = []
+    studio, prompts = open_studio(engine=ScriptedEngine(prompts=2, words=2)), []
     for _ in range(12):  # drawn freely two would never meet in 1 of 2000 runs
-        *_, pane = ask_both(studio, ana, PAGE, "", POOL, True, controls(POLICY, SFT))
-        prompts.append(pane.prompt)
+        asked = ask_both(studio, ana, PAGE, "", POOL, True, controls(POLICY, SFT))
+        prompts.append([*asked][-1].prompt)
     assert all(one != two for one, two in pairwise(prompts))
 
 

@@ -2,8 +2,8 @@
 () => {
   if (window.studio) return;
   const OFF = "lora-rlhf-keys-off";
-  const began = {};
-  let keys = {};
+  const began = {}, keys = {}, along = {};
+  const start = (tab) => { began[tab] = performance.now(); keys[tab] = 0; };
 
   const typing = (node) => Boolean(node && node.closest("input, textarea, select, [contenteditable=true]")) &&
     !(node.type === "checkbox" || node.type === "radio" || node.type === "range" || node.type === "button");
@@ -13,12 +13,18 @@
     // Whether a key is meant for the page: not while somebody types, holds Ctrl, or repeats it.
     wants: (event) => on() && !event.ctrlKey && !event.metaKey && !event.altKey && !event.repeat &&
       !event.defaultPrevented && !typing(event.target) && !document.querySelector("dialog[open]"),
-    shown: (tab) => { began[tab] = performance.now(); keys[tab] = 0; },
-    done: (tab) => JSON.stringify({
-      ms: began[tab] ? Math.round(performance.now() - began[tab]) : null,
-      keys: (keys[tab] || 0),
-      device: matchMedia("(pointer: coarse)").matches ? "mobile" : "desktop",
-    }),
+    shown: (tab) => {
+      if (!along[tab]) start(tab);
+      along[tab] = false;
+    },
+    done: (tab) => {
+      along[tab] = false;
+      return JSON.stringify({
+        ms: began[tab] ? Math.round(performance.now() - began[tab]) : null,
+        keys: (keys[tab] || 0),
+        device: matchMedia("(pointer: coarse)").matches ? "mobile" : "desktop",
+      });
+    },
   };
 
   const visible = (node) => node && node.isConnected && node.offsetParent !== null;
@@ -115,11 +121,19 @@
   // Screen readers read a change of what they know; status lines are made anew each time. Only
   // what has stood still for a moment is read, not every token.
   const live = region("studio-live", "status");
+  // Who reads along while answers are written has read them when they end.
+  let written = false;
+  const readAlong = () => {
+    const has = [...document.querySelectorAll("#cmp-answer-a, #cmp-answer-b")].some((node) => node.textContent.trim());
+    if (has && !written) { start("cmp"); along.cmp = true; }
+    written = has;
+  };
   const served = () => (document.getElementById("studio-bar") || { dataset: {} }).dataset.server;
   const first = served();
   let settled = 0;
   new MutationObserver((changes) => {
     if (changes.every((change) => change.target === live)) return;
+    readAlong();
     clearTimeout(settled);
     settled = setTimeout(() => {
       // What the old server knew of this page is gone; what waits for a vote is in the store.

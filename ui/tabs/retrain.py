@@ -35,7 +35,7 @@ _EMPTY_PLAN = '<p class="hint">The dry run shows what would be trained on. It ch
 
 def build(studio: Studio, tab: gr.Tab) -> None:
     """Lay the tab out and wire it."""
-    status = gr.HTML(status_html("Nothing is being trained."), elem_id="train-status")
+    status = gr.HTML(status_html("Nothing is being retrained here."), elem_id="train-status")
     with gr.Column(visible=False, elem_id="train-admin") as everything:
         result = gr.HTML("", elem_id="train-now", visible=False)
         with gr.Row(elem_classes="votes", elem_id="train-decide"):

@@ -142,6 +142,25 @@ def test_a_vote_faster_than_reading_is_told_where_it_was_given(me: Visitor) -> N
     expect(me.at("#cmp-status")).not_to_contain_text("left out")
 
 
+def test_who_reads_along_while_answers_are_written_is_not_too_fast(
+    me: Visitor, fake: Served
+) -> None:
+    fake.engine.seconds_a_word = 0.3  # 12 words, of which a quarter of reading time is 1.4 s
+    me.tab("Compare")
+    me.ask_both("Tell of the slow river.")
+    expect(me.at("#cmp-a")).to_be_enabled()
+    me.press("1")
+    (vote,) = me.wait_for_votes(1)
+    assert not is_too_fast(vote.task, vote.judgement)
+    # What is asked next has a clock of its own.
+    fake.engine.seconds_a_word = 0.0
+    me.press("n")
+    expect(me.at("#cmp-a")).to_be_enabled()
+    me.press("2")
+    quick = me.wait_for_votes(2)[-1]
+    assert is_too_fast(quick.task, quick.judgement)
+
+
 def test_undo_takes_the_vote_back_and_shows_its_pair_again(me: Visitor) -> None:
     me.tab("Compare")
     task = me.ask_both("Tell of the sea.")
