@@ -299,8 +299,10 @@ def next_steps(console: Console, run: Run) -> None:
     newest = "policy" if "policy" in adapters else adapters[-1]
     say("")
     away = shutil.which("lora-rlhf") is None
-    bin_dir = Path(sys.executable).parent
-    say(f"Next (first: source {bin_dir / 'activate'}):" if away else "Next:")
+    activate = Path(sys.executable).with_name("activate")
+    if activate.is_relative_to(Path.cwd()):
+        activate = activate.relative_to(Path.cwd())
+    say(f"Next (first: source {activate}):" if away else "Next:")
     if newest != "reward":
         say(f"  lora-rlhf ui {run.path}")
         say(f"  lora-rlhf chat {run.path}")

@@ -130,8 +130,10 @@ def test_next_steps_name_the_adapters_and_commands(
     assert "Next:" in text
     assert "activate" not in text
     monkeypatch.setattr("shutil.which", lambda name: None)
-    display.next_steps(console, run)
-    assert f"Next (first: source {Path(sys.executable).parent / 'activate'}):" in out.getvalue()
+    for folder, shown in ((Path.cwd() / ".venv", ".venv"), (tmp_path, str(tmp_path))):
+        monkeypatch.setattr(sys, "executable", str(folder / "bin" / "python"))
+        display.next_steps(console, run)
+        assert f"Next (first: source {shown}/bin/activate):" in out.getvalue()
     assert str(run.adapter("policy")) in text
     assert f"lora-rlhf ui {run.path}" in text
     assert f"lora-rlhf chat {run.path}" in text
