@@ -212,7 +212,8 @@ function draw() {
   host.append(actions());
   if (state.panel) host.append(flagPanel());
   const mark = { good: "\u2713 ", bad: "! " }[data.tone] || "";
-  host.append(el("div", "rk-status status " + (data.tone || ""), data.task || data.tone ? mark + (data.status || "") : ""));
+  const said = data.task && !data.tone && filled() ? "All are placed. Enter saves." : data.status || "";
+  host.append(el("div", "rk-status status " + (data.tone || ""), data.task || data.tone ? mark + said : ""));
   if (data.reveal) host.append(...revealed(data.reveal));
   const again = focused && host.querySelector(focused);
   if (again) again.focus();

@@ -55,7 +55,7 @@ def build(studio: Studio) -> ChatTab:
         feedback_options=["Like", "Dislike"],
         placeholder="### Say something\nAnswers come from one frozen backbone; pick who answers.",
     )
-    status = gr.HTML(status_html("Ready."), elem_id="chat-status")
+    status = gr.HTML(status_html("Type a message."), elem_id="chat-status")
     with gr.Row(elem_classes="composer", equal_height=True):
         box = gr.Textbox(
             label="Message",

@@ -29,7 +29,10 @@ def test_four_answers_with_a_tie_in_five_keys(me: Visitor) -> None:
         expect(card(me, letter).locator(".rk-text")).to_have_text(answer.text)
     expect(me.at("#rank-prompt")).to_have_text(task.prompt[0]["content"])
     assert all(letter not in order(me) for letter in "ABCD"), "starts empty"
-    me.press("b", "d", "=", "c", "Enter")
+    expect(me.at(".rk-status")).to_contain_text("Which is best?")
+    me.press("b", "d", "=", "c")
+    expect(me.at(".rk-status")).to_have_text("All are placed. Enter saves.")
+    me.press("Enter")
     (vote,) = me.wait_for_votes(1)
     assert vote.task.task_id == task.task_id
     assert letters(vote) == ["B", "CD", "A"]
