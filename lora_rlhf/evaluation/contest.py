@@ -116,7 +116,7 @@ def _require_judges(specs: Sequence[JudgeSpec], *, has_scores: bool) -> None:
             read_votes(spec.store)
 
 
-def check(settings: Evaluate, run: Run | None) -> None:
+def check(settings: Evaluate, run: Run | None = None) -> None:
     """Find what no evaluation could use, before the stages that come first have taken hours.
 
     Args:
