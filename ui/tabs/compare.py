@@ -15,12 +15,12 @@ from ui.tabs.parts import sampling_panel
 from ui.wiring import page_of, status_html, told
 
 _BUTTONS: list[tuple[Vote, str, str]] = [
-    ("a_much", "\u21e71 \u00b7 A much better", "cmp-a-much"),
+    ("a_much", "A much better", "cmp-a-much"),
     ("a", "1 \u00b7 A", "cmp-a"),
     ("tie", "0 \u00b7 Tie", "cmp-tie"),
     ("both_bad", "9 \u00b7 Both bad", "cmp-bad"),
     ("b", "2 \u00b7 B", "cmp-b"),
-    ("b_much", "\u21e72 \u00b7 B much better", "cmp-b-much"),
+    ("b_much", "B much better", "cmp-b-much"),
 ]
 _ASK, _DRAW = "Ask both", "Draw another"
 _BLIND = "hide who answers until you vote"
