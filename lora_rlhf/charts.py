@@ -148,11 +148,11 @@ class Frame:
         low, high = min(ys), max(ys)
         # Of a line that hardly moves not the last digits, which all its ticks would share.
         spread = max(high - low, _LEAST_SPREAD * max(abs(low), abs(high))) or 1.0
-        near = [r.value for r in references if low - spread <= r.value <= high + spread]
-        low, high = min([low, *near]), max([high, *near])
         if high == low == 0.0:
             high = spread
-        elif high - low < spread:
+        near = [r.value for r in references if low - spread <= r.value <= high + spread]
+        low, high = min([low, *near]), max([high, *near])
+        if high - low < spread:
             low, high = low - spread, high + spread
         x_low, x_high = min(xs), max(xs)
         if x_high == x_low:

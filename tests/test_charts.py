@@ -77,7 +77,8 @@ def test_one_point_and_a_constant_are_drawn() -> None:
 def test_a_line_that_hardly_moves_has_ticks_that_differ(value: float, wobble: float) -> None:
     points = [(0, value), (1, value * (1 + wobble))]
     for form in (plain_number, percentage):
-        svg = line_chart("t", [Series("s", points)], form=form)
+        coin = [Reference("coin", 0.5)] if value == 0 else []
+        svg = line_chart("t", [Series("s", points)], form=form, references=coin)
         found = re.findall(r'class="tick end"[^>]*>([^<]+)<', svg)
         assert len(found) == len(set(found)) >= 3, found
         assert value != 0 or not any(label.startswith("-") for label in found)
